@@ -531,8 +531,10 @@ class GPT:
                             [[rng.gauss(0, s) for _ in range(shape[1])] for _ in range(shape[0])])
         return params
 
-    def parameter_count(self):
-        return sum(math.prod(shape) for shape in parameter_shapes(self.config).values())
+    def parameter_count(self, part=""):
+        """How many numbers the model has, or one part of it: "wte", "attn", "mlp", "h.0."..."""
+        shapes = parameter_shapes(self.config)
+        return sum(math.prod(shape) for name, shape in shapes.items() if part in name)
 
     def lift(self, number):
         """The same model on other numbers: `Value` here, `Tensor` in chapter 7."""
@@ -602,8 +604,8 @@ class AdamW:
         self.m = {name: _map(lambda _: 0.0, x) for name, x in params.items()}
         self.v = {name: _map(lambda _: 0.0, x) for name, x in params.items()}
 
-    def step(self, gradients, lr):
-        """Move every parameter once, against its gradient, with learning rate lr."""
+    def step(self, gradients, lr, factor=1.0):
+        """Move every parameter once, against its gradient times the factor, at learning rate lr."""
         self.steps += 1
         beta1, beta2, sqrt = self.beta1, self.beta2, math.sqrt
         # What all parameters have in common moves out of the loop: m and v are kept without their
@@ -617,21 +619,21 @@ class AdamW:
             for p_row, m_row, v_row, g_row in zip(*map(_rows, tables)):
                 if keep != 1:
                     p_row[:] = [keep * p for p in p_row]
+                if factor != 1:
+                    g_row = [g * factor for g in g_row]
                 for i, g in enumerate(g_row):
                     m_row[i] = m = beta1 * m_row[i] + g
                     v_row[i] = v = beta2 * v_row[i] + g * g
                     p_row[i] -= rate * m / (sqrt(v) + eps)
 
 def clip(gradients, limit):
-    """Shorten all gradients together, as one long vector, to `limit`; 0 is no limit.
+    """The factor that shortens all gradients, as one long vector, to the limit; 0 is no limit.
 
     A rare cliff in the loss would otherwise throw the parameters far off in one step.
     Source: Pascanu, Mikolov and Bengio 2013, algorithm 1.
     """
     norm = math.hypot(*[math.hypot(*row) for x in gradients.values() for row in _rows(x)])
-    if not limit or not norm > limit:
-        return gradients
-    return {name: _map(lambda g: g * limit / norm, x) for name, x in gradients.items()}
+    return limit / norm if limit and norm > limit else 1.0
 
 def learning_rate(step, steps, peak, warmup=0):
     """Up in a line to the peak over `warmup` steps, then down in a line to 0 after the last.
@@ -656,16 +658,26 @@ def learning_rate(step, steps, peak, warmup=0):
 
 @lru_cache(maxsize=None)
 def _matmul_for(width):
-    """Multiplies rows of one width, each dot product written out: a0*b0 + a1*b1 + ...
+    """A function that multiplies rows of this width: their dot products are written out in it.
 
-    Python spends more time on running a loop than on one multiplication, so for every width that
-    comes up the source without a loop is made. Rows too wide for that leave the loop to C.
+    Python spends more time on going round a loop than on one multiplication, so the source of a
+    function without an inner loop is made for every width that comes up. Very wide rows leave the
+    loop to C, which is then faster.
     """
     if width > (16 if hasattr(math, "sumprod") else 64):
         return lambda A, B: [[_sumprod(a, b) for b in B] for a in A]
-    a, b = ("".join(f"{letter}{i}, " for i in range(width)) for letter in "ab")
-    terms = " + ".join(f"a{i}*b{i}" for i in range(width))
-    return eval(f"lambda A, B: [[{terms} for {b} in B] for {a} in A]")
+    source = f"""
+def multiply(A, B):
+    C = []
+    for {"".join(f"a{i}, " for i in range(width))} in A:
+        row = []
+        for {"".join(f"b{i}, " for i in range(width))} in B:
+            row.append({" + ".join(f"a{i}*b{i}" for i in range(width))})
+        C.append(row)
+    return C"""
+    scope = {}
+    exec(source, scope)
+    return scope["multiply"]
 
 def matmul(A, B):
     """Every row of A times every row of B, all floats: [n, k], [m, k] -> A B^T [n, m]."""
@@ -791,10 +803,23 @@ def _(x):
     cd, c2, cd6, tanh = c * d, 2 * c, 6 * c * d, math.tanh
     y, slopes = [], []
     for row in x.data:
-        h = [0.5 + 0.5 * tanh(a * (c + cd * a * a)) for a in row]
-        y.append([a * b for a, b in zip(row, h)])
-        slopes.append([b + a * b * (1.0 - b) * (c2 + cd6 * a * a) for a, b in zip(row, h)])
+        y_row, slope_row = [], []
+        for a in row:
+            square = a * a
+            h = 0.5 + 0.5 * tanh(a * (c + cd * square))
+            ah = a * h
+            y_row.append(ah)
+            slope_row.append(h + ah * (1.0 - h) * (c2 + cd6 * square))
+        y.append(y_row)
+        slopes.append(slope_row)
     return Tensor(y, [x], lambda dy: [[[a * b for a, b in zip(*rows)] for rows in zip(dy, slopes)]])
+
+def _softmax(row):
+    """softmax of floats, which need not be asked one by one what they are."""
+    largest, exp = max(row), math.exp
+    exps = [exp(x - largest) for x in row]
+    scale = 1 / sum(exps)
+    return [e * scale for e in exps]
 
 @attention.register(Tensor)
 def _(x, positions, n_head, past=None):
@@ -806,6 +831,7 @@ def _(x, positions, n_head, past=None):
         raise ValueError("past keys and values are for generation, which runs on floats")
     n_embd = len(x.data[0]) // 3
     d = n_embd // n_head
+    scale = d ** -0.5
     starts = [t for t, position in enumerate(positions) if position == 0] + [len(positions)]
     y, saved = [], []
     for start, stop in zip(starts, starts[1:]):
@@ -813,7 +839,7 @@ def _(x, positions, n_head, past=None):
         for head in range(0, n_embd, d):
             q, k, v = (columns[i + head:i + head + d] for i in (0, n_embd, 2 * n_embd))
             scores = matmul(transpose(q), transpose(k))
-            A = [softmax([s * d ** -0.5 for s in row[:t + 1]]) + [0.0] * (len(row) - t - 1)
+            A = [_softmax([s * scale for s in row[:t + 1]]) + [0.0] * (len(row) - t - 1)
                  for t, row in enumerate(scores)]
             out += matmul(v, A)
             saved.append((q, k, v, A))
@@ -827,7 +853,7 @@ def _(x, positions, n_head, past=None):
                 (q, k, v, A), dO, dS = next(heads), columns[head:head + d], []
                 for a, da in zip(A, matmul(transpose(dO), transpose(v))):
                     mean = _sumprod(a, da)
-                    dS.append([w * (b - mean) * d ** -0.5 for w, b in zip(a, da)])
+                    dS.append([w * (b - mean) * scale for w, b in zip(a, da)])
                 dq += matmul(k, dS)
                 dk += matmul(q, transpose(dS))
                 dv += matmul(dO, transpose(A))
@@ -840,7 +866,7 @@ def _(x, positions, n_head, past=None):
 def _(logits, targets):
     # loss = mean_t (log sum_j e^l_tj - l_t[target]):   dl_tj = (softmax(l_t)_j - [j = target]) / n
     def rule(d_loss):
-        d_logits = [softmax(row) for row in logits.data]
+        d_logits = [_softmax(row) for row in logits.data]
         for row, target in zip(d_logits, targets):
             row[target] -= 1.0
         return [[[a * d_loss / len(targets) for a in row] for row in d_logits]]
@@ -949,7 +975,7 @@ class Trainer:
             raise ArithmeticError(f"the loss is {loss} at step {self.step + 1}: training has "
                                   f"diverged; try an lr below {config.lr}, or clip 1")
         lr = learning_rate(self.step, config.steps, config.lr, config.warmup)
-        self.optimizer.step(clip(grads, config.clip), lr)
+        self.optimizer.step(grads, lr, clip(grads, config.clip))
         self.step += 1
         speed = sum(len(window) - 1 for window in batch) / (time.perf_counter() - started)
         look = config.eval_every and self.step % config.eval_every == 0 and self.val_windows
@@ -1164,8 +1190,11 @@ def _run(argv):
         f"{sum(map(len, documents)):,} characters")
     say(f"tokens     {tokenizer.vocab_size}: {letters[:50]}{'...' * (len(letters) > 50)} "
         "and <|endoftext|>")
-    say(f"model      {count:,} parameters: {config.n_layer} layer, {config.n_head} heads, width "
-        f"{config.n_embd}, block {config.block_size}")
+    say(f"model      {count:,} parameters ({model.parameter_count('wte') + model.parameter_count('wpe'):,} "
+        f"embeddings, {model.parameter_count('attn'):,} attention, {model.parameter_count('mlp'):,} MLP, "
+        f"{model.parameter_count('ln_'):,} norms)")
+    say(f"           n_layer {config.n_layer}, n_head {config.n_head}, n_embd {config.n_embd}, "
+        f"block_size {config.block_size}")
     say(f"training   {training.steps:,} steps of {training.batch_size} documents, learning rate "
         f"{training.lr}, {training.engine} engine\n")
     loss = _train(trainer, say)
