@@ -22,7 +22,7 @@ Part I, the tutorial
     8. Training      the loop that turns documents into parameters
     9. Generation    the loop that turns parameters into new documents
 Part II, the tool
-    10. Workers      several processes share the work
+    10. Speed        the same on floats, and by several processes
     11. Command line
 
 One idea runs through it: the model is written once, as functions of rows of numbers, and *the
@@ -51,6 +51,7 @@ import time
 from collections import namedtuple
 from dataclasses import dataclass
 from functools import lru_cache, singledispatch
+from itertools import accumulate
 from operator import mul
 
 __version__ = "0.1.0"
@@ -62,17 +63,25 @@ __all__ = [
     "Trainer", "batch_gradients", "evaluate", "sample", "stream", "generate", "main",
 ]
 
+def _check(values, **rules):
+    """Raise ValueError unless each value is of its kind and in its range: name=(kind, low, high)."""
+    for name, (kind, low, high) in rules.items():
+        x = values[name]
+        if not isinstance(x, (int, kind)) or isinstance(x, bool) or not low <= x <= high:
+            raise ValueError(f"{name} is {x!r}: it must be a {'whole ' * (kind is int)}number from "
+                             f"{low} to {high}")
+
+
 # === 1. Documents ================================================================================
 #
 # A language model learns from examples of what it should write. Here an example is a document: one
 # line of a text file, be it a name, a recipe or a chess game. Some are held out: never trained on,
 # only used to measure the loss on text that cannot have been learned by heart.
 
-
 def load_documents(path):
     """Read a UTF-8 text file: one document a line, blank lines skipped, BOM and CRLF tolerated.
 
-    Raises OSError if the file cannot be read, ValueError if it is not text or has no documents.
+    Raises OSError if it cannot be read, ValueError if it is not text or holds no documents.
     """
     with open(path, "rb") as file:
         raw = file.read()
@@ -82,15 +91,14 @@ def load_documents(path):
         line = raw.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path} is not UTF-8 text: byte 0x{raw[error.start]:02x} in line {line}; "
                          "save it as UTF-8") from None
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    documents = [line for line in lines if line.strip()]
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    documents = [line for line in text.split("\n") if line.strip()]
     if not documents:
         raise ValueError(f"{path} is empty: write one document a line")
     return documents
 
 def split_documents(documents, val_fraction=0.1, seed=0):
     """Shuffle by the seed and hold some out -> (training documents, held-out documents).
-
     >>> split_documents(["ada", "bob", "cleo", "dan"], val_fraction=0.25, seed=1)
     (['ada', 'cleo', 'bob'], ['dan'])
     """
@@ -109,15 +117,12 @@ def split_documents(documents, val_fraction=0.1, seed=0):
 # Here a token is a character. One more, <|endoftext|>, stands before and after every document: so
 # the model learns how documents begin, and can say by itself that one is finished.
 
-
 class CharTokenizer:
     """A token for each character, in sorted order, and one for <|endoftext|>.
-
     >>> tokenizer = CharTokenizer(["bob", "abe"])
     >>> tokenizer.vocab_size, tokenizer.encode("abbe"), tokenizer.decode([4, 0, 1, 1, 2])
     (5, [0, 1, 1, 2], '<|endoftext|>abbe')
     """
-
     def __init__(self, documents):
         self.characters = sorted(set().union(*documents))
         self.end = len(self.characters)
@@ -126,22 +131,20 @@ class CharTokenizer:
 
     def encode(self, text):
         """Text -> ids. Raises ValueError for a character that is not in the vocabulary."""
-        for character in text:
-            if character not in self._ids:
-                known = "".join(self.characters)
-                raise ValueError(f"{character!r} is not among the {self.end} characters that the "
-                                 f"model knows: {known[:100]}{'...' * (len(known) > 100)}")
+        unknown = [character for character in text if character not in self._ids]
+        if unknown:
+            known = "".join(self.characters)
+            raise ValueError(f"{unknown[0]!r} is not among the {self.end} characters that the model "
+                             f"knows: {known[:100]}{'...' * (len(known) > 100)}")
         return [self._ids[character] for character in text]
 
-    def decode(self, ids):
-        return "".join((self.characters + ["<|endoftext|>"])[i] for i in ids)
+    def decode(self, ids): return "".join((self.characters + ["<|endoftext|>"])[i] for i in ids)
 
 def windows(document, tokenizer, block_size):
     """A document's tokens with <|endoftext|> on both sides, in pieces of <= block_size + 1.
 
-    In a window each token but the last is there to predict the next one. Windows overlap by one
-    token, so every token of a document is predicted exactly once, however long the document.
-
+    In a window each token but the last is there to predict the next. Windows overlap by one token,
+    so every token of a document is predicted exactly once, however long the document.
     >>> windows("abbe", CharTokenizer(["abe"]), block_size=3)
     [[3, 0, 1, 1], [1, 2, 3]]
     """
@@ -152,7 +155,6 @@ def pack(batch):
     """Windows -> (tokens, positions, targets), each one long row for the whole batch.
 
     Positions count from 0 in each window, and so also tell where a window begins.
-
     >>> pack([[3, 0, 1, 1], [1, 2, 3]])
     ([3, 0, 1, 1, 2], [0, 1, 2, 0, 1], [0, 1, 1, 2, 3])
     """
@@ -164,21 +166,18 @@ def pack(batch):
 # === 3. Value ====================================================================================
 #
 # Training asks of every parameter: if it were a little larger, how would the loss change? A `Value`
-# is a number that remembers its children, the numbers it was computed from, and its local gradients,
-# its own derivative by each child. The chain rule needs no more: multiply local gradients along
+# is a number that remembers its children, which it was computed from, and its local gradients, its
+# own derivative by each child. The chain rule needs no more: multiply the local gradients along
 # every path from the loss down to the parameter, and add up the paths.
-
 
 class Value:
     """A number that remembers where it came from.
-
     >>> a, b = Value(2.0), Value(-3.0)
     >>> loss = a * b + a ** 2
     >>> loss.backward()
     >>> loss.data, a.grad, b.grad         # d loss / da = b + 2a,  d loss / db = a
     (-2.0, 1.0, 2.0)
     """
-
     __slots__ = ("data", "grad", "_children", "_local_grads")
 
     def __init__(self, data, children=(), local_grads=()):
@@ -229,9 +228,8 @@ class Value:
         """Add d self / d v to `v.grad`, for every Value v that self was computed from.
 
         Why a topological order? Because a Value may hand its gradient to its children only when it
-        is complete, after all of its parents have added their share. Here a reaches b twice, and b
-        reaches c twice; handing on from b after one of the two would give 2, not 4:
-
+        is complete, after all of its parents have added their share. Here c uses b twice; if b
+        handed on after the first share already, a would get 2 or 6:
         >>> a = Value(3.0)
         >>> b = a + a
         >>> c = b + b
@@ -243,7 +241,6 @@ class Value:
         the same reason a second call adds to what the first one left in the leaves (Values without
         children: parameters, inputs), as if the losses had been added. To start afresh, set their
         grad to 0. Gradients between leaves and loss belong to one call, and each call clears them.
-
         >>> c.backward()
         >>> a.grad, b.grad
         (8.0, 2.0)
@@ -278,7 +275,9 @@ class Value:
 
 def _map(function, x):
     """The function of every number of a number, a row or rows."""
-    return [_map(function, item) for item in x] if isinstance(x, list) else function(x)
+    if isinstance(x, (list, tuple)):
+        return [_map(function, item) for item in x]
+    return function(x)
 
 def gradients(params):
     """The gradients that backward() left in lifted parameters -> {name: floats of their shape}."""
@@ -290,42 +289,37 @@ def gradcheck(f, params, number=Value, step=1e-5, tolerance=1e-6):
     f takes params, {name: float, row or rows}, lifted to Values, and returns a Value. Each number
     is moved up and down by `step`: (f(up) - f(down)) / (2 step) must equal its gradient within
     `tolerance`, relative to the larger of the two or to 1. ArithmeticError names one that does not.
-
     >>> gradcheck(lambda p: p["a"] * p["b"] + p["a"] ** 2, {"a": 2.0, "b": -3.0}) < 1e-9
     True
     """
     params = {name: _map(float, x) for name, x in params.items()}     # a copy, to be nudged
-
-    def run():
-        lifted = {name: number.lift(x) for name, x in params.items()}
-        return f(lifted), lifted
+    lifted = {name: number.lift(x) for name, x in params.items()}
+    f(lifted).backward()
 
     def check(holder, key, claimed, name):
         kept, measured = holder[key], 0.0
         if isinstance(kept, list):
             return max(check(kept, i, claimed[i], f"{name}[{i}]") for i in range(len(kept)))
-        for sign in (1, -1):
-            holder[key] = kept + sign * step
-            measured += sign * float(run()[0]) / (2 * step)
+        for nudge in (step, -step):
+            holder[key] = kept + nudge
+            moved = {root: number.lift(x) for root, x in params.items()}
+            measured += float(f(moved)) / (2 * nudge)
         holder[key] = kept
         error = abs(claimed - measured) / max(1.0, abs(claimed), abs(measured))
         if not error <= tolerance:
             raise ArithmeticError(f"{name}: backward() says {claimed}, nudging says {measured}")
         return error
 
-    value, lifted = run()
-    value.backward()
     return max(check(params, name, claimed, name) for name, claimed in gradients(lifted).items())
 
 
 # === 4. Layers ===================================================================================
 #
-# A GPT is a few formulas applied over and over. Each is written here in plain arithmetic on rows of
+# A GPT is a few formulas applied over and over, each written here in plain arithmetic on rows of
 # numbers, a row per token. On floats the arithmetic gives an answer, on Values an answer that
-# remembers how it came about. These are the definitions; whatever is faster, in chapter 7 or
-# elsewhere, must agree with them. `singledispatch` lets it give a layer another rule for another
-# kind of rows, without touching the model: it looks at the type of the first argument.
-
+# remembers how it came about. These are the definitions; whatever is faster must agree with them.
+# `singledispatch` lets it give a layer another rule for another kind of rows, without touching the
+# model: it looks at the type of the first argument.
 
 def exp(x): return x.exp() if isinstance(x, Value) else math.exp(x)
 def log(x): return x.log() if isinstance(x, Value) else math.log(x)
@@ -337,7 +331,6 @@ def dot(a, b):
     """a[0] b[0] + a[1] b[1] + ...  Nearly all of a GPT's arithmetic happens here.
 
     Of two rows of Values it makes one node with 2n children in place of 2n nodes.
-
     >>> dot([1.0, 2.0], [3.0, 4.0])
     11.0
     """
@@ -355,7 +348,6 @@ def softmax(row):
 
     Subtracting the largest score first changes no ratio, but keeps e^score from overflowing. As it
     changes nothing, it needs no derivative and enters as a plain float.
-
     >>> softmax([1000.0, 1000.0])
     [0.5, 0.5]
     """
@@ -425,11 +417,9 @@ def attention(x, positions, n_head, past=None):
     n_head times side by side, on d = n_embd / n_head numbers of the row each. A dot product of d
     numbers grows like sqrt(d); divided by it, softmax stays a matter of degree. The causal mask is
     a slice: the token at position p sees the p rows before its own and its own, so neither the
-    future nor another window of the batch.
-
-    x [n_tokens, 3 n_embd], positions [n_tokens] -> [n_tokens, n_embd]. `past`, two lists, holds the
-    keys and values of tokens from earlier calls; those of this call are appended to it.
-    Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1 and section 3.2.2.
+    future nor another window of the batch. `past`, two lists, holds the keys and values of earlier
+    calls, and gets those of this one. x [n_tokens, 3 n_embd], positions [n_tokens] -> [n_tokens,
+    n_embd]. Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1, section 3.2.2.
     """
     n_embd = len(x[0]) // 3
     d = n_embd // n_head
@@ -454,9 +444,8 @@ def cross_entropy(logits, targets):
     """The loss: the mean over the tokens of -log softmax(logits)[target], in nats.
 
     0 is certain and right; log(vocab_size) is knowing nothing. Computed as log(sum e^logit) -
-    logit[target], the largest logit taken out first, which is finite however large the logits are.
+    logit[target], the largest logit taken out first, it is finite however large the logits are.
     logits [n_tokens, vocab_size], targets [n_tokens] -> a number
-
     >>> cross_entropy([[1e4, -1e4], [0.0, 0.0]], [1, 0]) == (2e4 + math.log(2)) / 2
     True
     """
@@ -471,24 +460,12 @@ def cross_entropy(logits, targets):
 #
 # A token starts as a row of n_embd numbers: its embedding plus that of its position. The row passes
 # through the blocks, and each adds to it: what attention gathered from other tokens, then what a
-# small network (MLP) made of the row itself. In the end the row is compared, by dot, with the
-# embedding of every token, which gives that token's logit. Since blocks only add, gradients find a
-# straight way back to the first of them. This is GPT-2's architecture, exactly.
-
-
-def _check(config, **rules):
-    """Raise ValueError unless each field is of its kind and in its range: name=(kind, low, high)."""
-    for name, (kind, low, high) in rules.items():
-        x = config[name] if isinstance(config, dict) else getattr(config, name)
-        whole = isinstance(x, int) and not isinstance(x, bool)
-        if not (whole or kind is float and isinstance(x, float)) or not low <= x <= high:
-            raise ValueError(f"{name} is {x!r}: it must be a {'whole ' if kind is int else ''}number "
-                             f"from {low} to {high}")
+# small network (MLP) made of the row itself. In the end the row's dot product with the embedding of
+# a token is that token's logit. This is GPT-2's architecture, exactly.
 
 @dataclass(frozen=True)
 class Config:
     """The shape of a model, by GPT-2's names. Raises ValueError for a shape that cannot be."""
-
     vocab_size: int
     block_size: int = 16
     n_layer: int = 1
@@ -496,11 +473,10 @@ class Config:
     n_embd: int = 16
 
     def __post_init__(self):
-        _check(self, **{name: (int, 1, 10 ** 6) for name in self.__dataclass_fields__})
+        _check(vars(self), **dict.fromkeys(vars(self), (int, 1, 10 ** 6)))
         if self.n_embd % self.n_head:
-            down = self.n_embd // self.n_head * self.n_head
-            raise ValueError(f"n_embd is {self.n_embd}: it must be divisible by n_head, which is "
-                             f"{self.n_head}; try {down + self.n_head} or n_head 1")
+            raise ValueError(f"n_embd is {self.n_embd}: it must be a multiple of n_head, which is "
+                             f"{self.n_head}; try {self.n_embd + -self.n_embd % self.n_head}")
 
 def parameter_shapes(config):
     """{name: shape} of every parameter. A weight is [n_out, n_in], a row for each output."""
@@ -515,7 +491,6 @@ def parameter_shapes(config):
 
 class GPT:
     """A GPT-2: a Config and, under GPT-2's names, parameters that are rows of numbers."""
-
     def __init__(self, config, params=None, seed=0):
         self.config = config
         self.params = params or self._initial_params(random.Random(seed))
@@ -546,12 +521,15 @@ class GPT:
         `positions` tell where each token stands in its document; without them the tokens are one
         document, from its start or from where the cache ends. [n_tokens] -> [n_tokens, vocab_size]
         """
-        p, block_size = self.params, self.config.block_size
+        p = self.params
         if positions is None:
             start = len(cache[0][0]) if cache else 0
             positions = range(start, start + len(tokens))
-        if max(positions) >= block_size:
-            raise ValueError(f"position {max(positions)} is outside the block_size of {block_size}")
+        for name, ids, size in (("token", tokens, self.config.vocab_size),
+                                ("position", positions, self.config.block_size)):
+            for i in ids:
+                if not 0 <= i < size:
+                    raise ValueError(f"{name} {i} is not in 0 to {size - 1}")
         x = add(embedding(p["wte.weight"], tokens), embedding(p["wpe.weight"], positions))
         for i in range(self.config.n_layer):
             h = f"h.{i}."
@@ -577,11 +555,10 @@ class GPT:
 
 # === 6. Optimizer ================================================================================
 #
-# The gradient says which way the loss rises, so learning means stepping the other way. How far? AdamW
-# keeps two running averages for every parameter: m of its gradient, to even out the noise of small
-# batches, and v of its square, whose root is the gradient's usual size. A step by m / sqrt(v) is
-# about 1 for every parameter, on steep ground and on flat; the learning rate scales it.
-
+# The gradient says which way the loss rises; to learn is to step the other way. How far? AdamW keeps
+# two averages for every parameter: m of its gradient, to even out the noise of small batches, and v
+# of its square, whose root is the gradient's usual size. A step by m / sqrt(v) is about 1 for every
+# parameter, on steep ground and on flat; the learning rate scales it.
 
 def _rows(x):
     """A row or rows -> rows, so that biases and weights can be walked alike."""
@@ -597,7 +574,6 @@ class AdamW:
     of linear layers towards 0, and leaves biases, gains and embeddings alone.
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
     """
-
     def __init__(self, params, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0):
         self.params, self.steps = params, 0
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
@@ -620,7 +596,7 @@ class AdamW:
                 if keep != 1:
                     p_row[:] = [keep * p for p in p_row]
                 if factor != 1:
-                    g_row = [g * factor for g in g_row]
+                    g_row = [factor * g for g in g_row]
                 for i, g in enumerate(g_row):
                     m_row[i] = m = beta1 * m_row[i] + g
                     v_row[i] = v = beta2 * v_row[i] + g * g
@@ -639,7 +615,6 @@ def learning_rate(step, steps, peak, warmup=0):
     """Up in a line to the peak over `warmup` steps, then down in a line to 0 after the last.
 
     Rising, Adam's averages fill before they are trusted; falling, the parameters come to rest.
-
     >>> [learning_rate(step, steps=5, peak=1.0, warmup=1) for step in range(5)]
     [1.0, 1.0, 0.75, 0.5, 0.25]
     """
@@ -651,18 +626,16 @@ def learning_rate(step, steps, peak, warmup=0):
 # === 7. Tensor ===================================================================================
 #
 # A graph of single numbers shows everything and is slow: ten thousand nodes for one short name. A
-# `Tensor` is a Value whose data is a row or rows of numbers. Each layer then makes a single node, with
-# a rule, worked out once on paper, that turns the gradient of its output into those of its inputs.
-# The derivations stand beside the rules, and the tests compare every rule with the definition of
-# chapter 4. In the derivations dy is short for d loss / d y.
+# `Tensor` is a Value whose data is rows of numbers. Each layer makes a single node, with a rule,
+# worked out once on paper, that turns the gradient of its output into those of its inputs. The
+# derivation stands above each rule (dy is d loss / d y); the tests compare them with chapter 4.
 
-@lru_cache(maxsize=None)
+@lru_cache(None)
 def _matmul_for(width):
-    """A function that multiplies rows of this width: their dot products are written out in it.
+    """A function that multiplies rows of this width, with their dot products written out.
 
-    Python spends more time on going round a loop than on one multiplication, so the source of a
-    function without an inner loop is made for every width that comes up. Very wide rows leave the
-    loop to C, which is then faster.
+    Python takes longer to go round a loop than to multiply, so every width that comes up gets a
+    function without an inner loop. Wide rows leave the loop to C, which is then faster.
     """
     if width > (16 if hasattr(math, "sumprod") else 64):
         return lambda A, B: [[_sumprod(a, b) for b in B] for a in A]
@@ -683,9 +656,7 @@ def matmul(A, B):
     """Every row of A times every row of B, all floats: [n, k], [m, k] -> A B^T [n, m]."""
     return _matmul_for(len(A[0]))(A, B)
 
-def transpose(A):
-    """[n, m] -> [m, n]."""
-    return list(zip(*A))
+def transpose(A): return list(zip(*A))          # [n, m] -> [m, n]
 
 class Tensor(Value):
     """A Value whose data is a row or rows of numbers, or a single one, as a loss is.
@@ -693,19 +664,13 @@ class Tensor(Value):
     `rule` turns the gradient of this Tensor into those of its children. Scalar and fused nodes mix
     in one graph: t[i] takes a Tensor apart, down to single numbers, so that a layer which has no
     rule for Tensors, only plain arithmetic, runs on them too.
-
     >>> t = Tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> loss = t[1][0] * t[0][1]
     >>> loss.backward()
     >>> t.grad
     [[0.0, 3.0], [2.0, 0.0]]
     """
-
-    __slots__ = ("_rule",)
-
-    def __init__(self, data, children=(), rule=None):
-        super().__init__(data, children)
-        self._rule = rule
+    __slots__ = ()       # Value's; in the place of local gradients stands the rule
 
     @classmethod
     def lift(cls, x): return cls(x)
@@ -722,7 +687,7 @@ class Tensor(Value):
         return add(self, other) if isinstance(self.data, list) else super().__add__(other)
 
     def _hand_on(self):
-        for child, grad in zip(self._children, self._rule(self.grad)):
+        for child, grad in zip(self._children, self._local_grads(self.grad)):
             child._receive(grad)
 
     def _receive(self, grad):
@@ -747,14 +712,6 @@ def _(table, ids):
 def _(x, y):
     # Both slopes are 1.
     return Tensor(add(x.data, y.data), [x, y], lambda dy: (dy, dy))
-
-@linear.register(list)
-def _(x, weight, bias=None):
-    # Rows of floats: the definition, by matmul. Rows of anything else: the definition itself.
-    if not (isinstance(x[0][0], float) and isinstance(weight[0][0], float)):
-        return linear.dispatch(object)(x, weight, bias)
-    y = matmul(x, weight)
-    return y if bias is None else [[a + b for a, b in zip(row, bias)] for row in y]
 
 @linear.register(Tensor)
 def _(x, weight, bias=None):
@@ -783,13 +740,12 @@ def _(x, gain, bias, eps=1e-5):
         normal.append([c * scales[-1] for c in centred])
 
     def rule(dy):
-        dx = []
+        dx, dy_columns = [], transpose(dy)
         for row, n, s in zip(dy, normal, scales):
             u = [a * g for a, g in zip(row, gain.data)]
             mean_u, mean_un = sum(u) / width, _sumprod(u, n) / width
             dx.append([s * (a - mean_u - b * mean_un) for a, b in zip(u, n)])
-        dy_columns = transpose(dy)
-        d_gain = [_sumprod(a, b) for a, b in zip(dy_columns, zip(*normal))]
+        d_gain = [_sumprod(a, b) for a, b in zip(dy_columns, transpose(normal))]
         return dx, d_gain, list(map(sum, dy_columns))
 
     y = [[a * g + b for a, g, b in zip(n, gain.data, bias.data)] for n in normal]
@@ -800,31 +756,17 @@ def _(x):
     # y = x h, h = (1 + tanh u) / 2, u = c (x + d x^3). As tanh' = 1 - tanh^2, dh/du = 2 h (1 - h):
     # dy/dx = h + x 2 h (1 - h) c (1 + 3 d x^2)
     c, d = GELU
-    cd, c2, cd6, tanh = c * d, 2 * c, 6 * c * d, math.tanh
     y, slopes = [], []
     for row in x.data:
-        y_row, slope_row = [], []
-        for a in row:
-            square = a * a
-            h = 0.5 + 0.5 * tanh(a * (c + cd * square))
-            ah = a * h
-            y_row.append(ah)
-            slope_row.append(h + ah * (1.0 - h) * (c2 + cd6 * square))
-        y.append(y_row)
-        slopes.append(slope_row)
+        h = [0.5 + 0.5 * math.tanh(c * a * (1.0 + d * a * a)) for a in row]
+        y.append([a * b for a, b in zip(row, h)])
+        slopes.append([b + a * b * (1.0 - b) * (2 * c + 6 * c * d * a * a) for a, b in zip(row, h)])
     return Tensor(y, [x], lambda dy: [[[a * b for a, b in zip(*rows)] for rows in zip(dy, slopes)]])
-
-def _softmax(row):
-    """softmax of floats, which need not be asked one by one what they are."""
-    largest, exp = max(row), math.exp
-    exps = [exp(x - largest) for x in row]
-    scale = 1 / sum(exps)
-    return [e * scale for e in exps]
 
 @attention.register(Tensor)
 def _(x, positions, n_head, past=None):
-    # For each document and each head, O = A V with A = softmax(S), S = Q K^T / sqrt(d), rows by token:
-    # dV = A^T dO      dA = dO V^T      dS = A (dA - sum_s A dA) / sqrt(d)      dQ = dS K      dK = dS^T Q
+    # For each window and each head, O = A V with A = softmax(S), S = Q K^T / sqrt(d), and so
+    # dV = A^T dO    dA = dO V^T    dS = A (dA - sum_s A dA) / sqrt(d)    dQ = dS K    dK = dS^T Q
     # What may not be seen has weight 0 in A, and so no part in any sum. q, k, v and their gradients
     # are kept by columns, since a head is a range of columns.
     if past is not None:
@@ -839,7 +781,7 @@ def _(x, positions, n_head, past=None):
         for head in range(0, n_embd, d):
             q, k, v = (columns[i + head:i + head + d] for i in (0, n_embd, 2 * n_embd))
             scores = matmul(transpose(q), transpose(k))
-            A = [_softmax([s * scale for s in row[:t + 1]]) + [0.0] * (len(row) - t - 1)
+            A = [softmax([s * scale for s in row[:t + 1]]) + [0.0] * (len(row) - t - 1)
                  for t, row in enumerate(scores)]
             out += matmul(v, A)
             saved.append((q, k, v, A))
@@ -866,7 +808,7 @@ def _(x, positions, n_head, past=None):
 def _(logits, targets):
     # loss = mean_t (log sum_j e^l_tj - l_t[target]):   dl_tj = (softmax(l_t)_j - [j = target]) / n
     def rule(d_loss):
-        d_logits = [_softmax(row) for row in logits.data]
+        d_logits = [softmax(row) for row in logits.data]
         for row, target in zip(d_logits, targets):
             row[target] -= 1.0
         return [[[a * d_loss / len(targets) for a in row] for row in d_logits]]
@@ -884,7 +826,6 @@ ENGINES = {"tensor": Tensor, "value": Value}
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Raises ValueError for what cannot be."""
-
     steps: int = 600
     batch_size: int = 4         # windows a step
     lr: float = 0.008           # the learning rate at its peak
@@ -898,15 +839,14 @@ class TrainConfig:
     seed: int = 42
 
     def __post_init__(self):
-        _check(self, steps=(int, 1, 10 ** 9), batch_size=(int, 1, 10 ** 5), lr=(float, 0, 100),
+        _check(vars(self), steps=(int, 1, 10 ** 9), batch_size=(int, 1, 10 ** 5), lr=(float, 0, 100),
                warmup=(int, 0, 10 ** 9), weight_decay=(float, 0, 100), clip=(float, 0, 10 ** 9),
                val_fraction=(float, 0, 0.99), eval_every=(int, 0, 10 ** 9),
                workers=(int, 1, self.batch_size), seed=(int, -math.inf, math.inf))
         if self.engine not in ENGINES:
             raise ValueError(f"engine is {self.engine!r}: it must be {' or '.join(ENGINES)}")
 
-# What a step reports: how many there have been, the loss of its batch before the step, the learning
-# rate, tokens a second, and the held-out loss, if this step measured it, or None.
+# What a step reports: the loss is its batch's, before the step; val_loss is None if not measured.
 Step = namedtuple("Step", "step loss learning_rate tokens_per_second val_loss")
 
 def batch_gradients(model, batch, engine="tensor"):
@@ -930,10 +870,9 @@ def evaluate(model, batch):
 class Trainer:
     """Trains a model on documents: an iterator that makes a step and reports it, `steps` times.
 
-    model.params change in place. With several workers each batch is shared among processes, or
-    handed to any `executor` with the interface of concurrent.futures.
+    model.params change in place. With workers, each batch is shared among processes, or handed to
+    any `executor` with the interface of concurrent.futures (chapter 10).
     """
-
     def __init__(self, model, tokenizer, documents, config=TrainConfig(), executor=None):
         self.model, self.config, self.executor, self.step = model, config, executor, 0
         self.documents, self.val_documents = split_documents(
@@ -945,10 +884,8 @@ class Trainer:
         self._epoch = None
 
     def batch(self, step):
-        """The windows of a step: the next ones of all, which every epoch shuffles anew.
-
-        It depends on the seed and the step alone, so a run can be taken up where it was left.
-        """
+        """The windows of a step, which depend on the seed and the step alone, so that a run can be
+        taken up where it was left: the next ones of all, shuffled anew in every epoch."""
         batch, size = [], self.config.batch_size
         for i in range(step * size, (step + 1) * size):
             epoch, i = divmod(i, len(self.windows))
@@ -958,8 +895,7 @@ class Trainer:
             batch.append(self._shuffled[i])
         return batch
 
-    def __iter__(self):
-        return self
+    def __iter__(self): return self
 
     def __next__(self):
         config = self.config
@@ -995,36 +931,31 @@ class Trainer:
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, rng=random):
     """Draw a token id by its row of logits (floats).
 
-    The temperature divides the logits: below 1 the likely gets likelier, above 1 rarer tokens get
-    their chance, 0 takes the likeliest. top_k keeps only the k likeliest tokens (0: all), top_p
-    only the fewest, likeliest first, that together reach the probability p.
-    Source of top_p: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", 3.1.
-
+    The temperature divides the logits: below 1 the likely gets likelier, above 1 the rare gets its
+    chance, 0 takes the likeliest. top_k keeps only the k likeliest tokens (0: all), top_p only the
+    fewest, likeliest first, that together reach the probability p (Holtzman et al. 2020, "The
+    Curious Case of Neural Text Degeneration", section 3.1).
     >>> sample([0.1, 2.0, 0.3], temperature=0)
     1
     """
-    _check(dict(temperature=temperature, top_k=top_k, top_p=top_p), temperature=(float, 0, 10 ** 6),
-           top_k=(int, 0, 10 ** 9), top_p=(float, 0, 1))
+    _check(locals(), temperature=(float, 0, 10 ** 6), top_k=(int, 0, 10 ** 9), top_p=(float, 0, 1))
     ids = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)
     if temperature == 0:
         return ids[0]
     probs = softmax([(logits[i] - logits[ids[0]]) / temperature for i in ids[:top_k or None]])
-    n, reached = 0, 0.0
-    while n < len(probs) and (n == 0 or reached < top_p):
-        reached += probs[n]
-        n += 1
+    n = 1 + sum(reached < top_p for reached in accumulate(probs[:-1]))
     return rng.choices(ids[:n], probs[:n])[0]
 
 def stream(model, tokens, max_tokens=200, temperature=1.0, top_k=0, top_p=1.0, seed=None, end=None):
     """Continue a list of token ids: yields new ids until `end` is drawn, which is not yielded.
 
-    `end` is the last id of the vocabulary if not given. `seed` is an int, a random.Random to draw
-    from, or None. When the block is full its older half is forgotten, so the text can go on.
+    `end` is the last id of the vocabulary if not given; `seed` an int, a random.Random or None.
+    When the block is full its older half is forgotten, so the text can go on.
     """
     rng = seed if isinstance(seed, random.Random) else random.Random(seed)
     block_size = model.config.block_size
     end = model.config.vocab_size - 1 if end is None else end
-    context = unread = tokens[-block_size:]
+    context = unread = list(tokens)[-block_size:]
     cache = model.new_cache()
     for _ in range(max_tokens):
         token = sample(model(unread, cache=cache)[-1], temperature, top_k, top_p, rng)
@@ -1042,12 +973,20 @@ def generate(model, tokenizer, prompt="", **options):
     return prompt + tokenizer.decode(stream(model, tokens, end=tokenizer.end, **options))
 
 
-# === 10. Workers =================================================================================
+# === 10. Speed ===================================================================================
 #
-# The windows of a batch do not depend on each other, so several processes can share them. Each sends
-# back the mean loss and the gradients of its part, and the batch's are the average of these, every
-# part weighted by its number of predictions. Same seed, same number of workers: the same bits.
+# Two more things make it fast without changing what it computes. Rows of floats, of which a model
+# that writes is made, can be multiplied by matmul. And since the windows of a batch do not depend on
+# each other, several processes can share them: each sends back the mean loss and the gradients of
+# its part, and those of the batch are their averages, weighted by the number of predictions.
 
+@linear.register(list)
+def _(x, weight, bias=None):
+    # Rows of floats: the definition, by matmul. Rows of anything else: the definition itself.
+    if not (isinstance(x[0][0], float) and isinstance(weight[0][0], float)):
+        return linear.dispatch(object)(x, weight, bias)
+    y = matmul(x, weight)
+    return y if bias is None else [[a + b for a, b in zip(row, bias)] for row in y]
 
 def _shared_gradients(trainer, batch):
     """batch_gradients, shared among the workers of a Trainer."""
@@ -1134,7 +1073,7 @@ def _train(trainer, say):
     """Run a trainer to its end or to Ctrl-C, with a live line on a terminal and a plain line now
     and then elsewhere. Returns the mean loss of the last steps, at most 100."""
     import signal
-    live, steps, recent, val_loss = sys.stdout.isatty(), trainer.config.steps, [], ""
+    live, steps, recent, val_loss = getattr(sys.stdout, "isatty", bool)(), trainer.config.steps, [], ""
     started, shown, stop = time.perf_counter(), 0.0, []
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGINT, lambda *_: stop.append(signal.signal(signal.SIGINT, before)))
@@ -1216,17 +1155,15 @@ def main(argv=None):
         return 0
     except KeyboardInterrupt:
         message, status = "interrupted", 130
-    except BrokenPipeError:
-        message, status = "the output was closed before it was complete", 1
     except OSError as error:
-        message, status = f"{error.filename or 'output'}: {error.strerror}", 1
+        message, status = f"{error.filename or 'the output'}: {error.strerror}", 1
+        if not error.filename:     # Python would complain again when it flushes the output at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MemoryError:
         message, status = "not enough memory: try a smaller n_embd, n_layer or batch_size", 1
     except (ValueError, ArithmeticError) as error:
         message, status = str(error), 1
     print(f"microgpt: {message}", file=sys.stderr)
-    if isinstance(sys.exc_info()[1], OSError):
-        pass
     return status
 
 if __name__ == "__main__":

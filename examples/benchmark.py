@@ -1,0 +1,343 @@
+"""How fast and how small is microgpt? Anyone can run it, under any interpreter:
+
+    python examples/benchmark.py
+    pypy3 examples/benchmark.py poems.txt
+    python examples/benchmark.py names.txt --baseline reference.py
+
+The job is the usual one for a first GPT: 1 layer, width 16, 4 heads, a block of 16 tokens. Measured
+are, in the order of the table:
+
+default run       `python microgpt.py FILE` as a child process: its time from start to end, the peak
+                  of its resident memory, the held-out loss that it prints.
+import            how much longer `python -c "import microgpt"` takes than `python -c pass`, in
+                  turns; the median of the differences.
+one document      milliseconds for a step of one document: forward, backward, AdamW; no clipping,
+                  no decay. Documents are cut to a block. A warm-up is not counted: a second, or
+                  five where Python compiles while it runs, as PyPy does. The mean is over all
+                  steps; the least is the time of some very short document.
+batch of 32       documents a second, with 1 worker and with 2, in turns.
+generation        tokens a second, with the key-value cache; a name's end counts as a token.
+matmul            nanoseconds for a multiplication and an addition, in [64, w] times [w, w]: the
+                  best of many.
+
+Another script can be the baseline. It reads documents from input.txt in its working directory,
+prints a line `step N / M | loss X` for each step of one document and, after its steps, 20 lines
+`sample N: TEXT`. It runs as a child in a folder of its own, where input.txt has the documents of
+FILE, in another order each round. The time of a step is that from one line to the next, after a
+warm-up as above; after enough steps the script is stopped. The baseline and the engines take turns,
+three rounds of them, so that all see the machine in the same minutes. `times as fast` divides the
+baseline's mean by ours; the range is that of the single rounds. For generation a copy of the script
+runs with `num_steps = 3`, if it has a line that says num_steps, and its 20 samples are timed; it is
+compared with generation by a model that has been trained for 3 steps too. These are too few to warm
+a compiler up, so where this runs under PyPy, run the baseline under CPython, the interpreter that
+most would use for it: --baseline-python python.
+
+What to expect? On a laptop with CPython some milliseconds a document with the tensor engine, some
+ten with the value engine; with PyPy far less, once it is warm; with 2 workers up to twice as many
+documents a second, if there are 2 free processors. Machines are noisy, and no two are alike: a
+second run may well differ by a tenth or more. So it is the ratios, measured in turns, that count.
+"""
+
+import argparse
+import math
+import os
+import platform
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import microgpt  # noqa: E402
+
+ROUNDS = 3
+FIRST_STEPS = 3             # before a baseline's samples are timed
+WARM = 1.0 if platform.python_implementation() == "CPython" else 5.0     # seconds
+STEP = re.compile(r"step +\d+ */ *\d+ *\| *loss")
+SAMPLE = re.compile(r"sample +\d+: ?(.*)")
+NUM_STEPS = re.compile(r"^num_steps *= *[\d_]+", re.MULTILINE)
+BLOCK = microgpt.Config(1).block_size
+
+
+# --- The table -----------------------------------------------------------------------------------
+
+def row(label, value, unit="", note=""):
+    """Print a line of the table, the value with three digits or as it is."""
+    if isinstance(value, float):
+        digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 2
+        value = f"{value:,.{digits}f}"
+    print(f"{label:34} {value:>13} {unit:14} {note}".rstrip(), flush=True)
+
+
+def ratio_row(label, ratios, ratio):
+    """Print a ratio and the range of the ratios of the rounds."""
+    row(label, ratio, "times as fast", f"{min(ratios):.3g} to {max(ratios):.3g}")
+
+
+# --- Child processes -----------------------------------------------------------------------------
+
+def default_run(path, quick):
+    """Rows on the whole default command, as a child; it must be this process's first child."""
+    command = [sys.executable, os.path.join(ROOT, "microgpt.py"), path]
+    command += ["--steps", "5", "--samples", "2"] if quick else []
+    started = time.perf_counter()
+    child = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           encoding="utf-8", errors="replace")
+    wall = time.perf_counter() - started
+    if child.returncode:
+        raise ValueError("the default run failed: " + child.stderr.strip())
+    row("default run, time", wall, "s", "5 steps only" * quick)
+    try:
+        import resource
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024
+        row("default run, peak memory", peak / 1e6, "MB")
+    except ImportError:
+        row("default run, peak memory", "not available")
+    held_out = re.search(r"^loss .*?([\d.]+) held out", child.stdout, re.MULTILINE)
+    row("default run, held-out loss", held_out.group(1) if held_out else "not available",
+        "nats a token" if held_out else "")
+
+
+def import_time(pairs):
+    """A row on the milliseconds that `import microgpt` adds to the interpreter's start."""
+    env = {name: x for name, x in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+    def start(code):
+        """The milliseconds of a child that runs the code."""
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
+        return 1000 * (time.perf_counter() - started)
+
+    start("import microgpt")                    # writes the .pyc
+    more = [start("import microgpt") - start("pass") for _ in range(pairs)]
+    row("import microgpt", statistics.median(more), "ms")
+
+
+def lines_of(python, script, documents):
+    """Run a script in a folder with the documents as input.txt: yields (time, line), live."""
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, "input.txt"), "w", encoding="utf-8", newline="\n") as file:
+            file.write("\n".join(documents) + "\n")
+        child = subprocess.Popen([python, "-u", script], cwd=folder, stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.PIPE, encoding="utf-8", errors="replace",
+                                 env={**os.environ, "PYTHONUTF8": "1"})
+        try:
+            for line in child.stdout:
+                yield time.perf_counter(), line.rstrip("\n")
+        finally:
+            child.kill()
+            child.stdout.close()
+            child.wait()
+
+
+class Baseline:
+    """Another script that trains and samples, to compare with."""
+
+    def __init__(self, script, python, path):
+        """Find the interpreter, since the script will run in another folder."""
+        found = shutil.which(python)
+        if not found:
+            raise ValueError(f"there is no interpreter {python}")
+        self.python, self.script = os.path.abspath(found), os.path.abspath(script)
+        self.path, self.rng = path, random.Random(0)
+        with open(script, encoding="utf-8") as file:
+            self.source = file.read()
+
+    def lines(self, script):
+        """What a script prints, given the documents in a new order."""
+        documents = microgpt.load_documents(self.path)
+        self.rng.shuffle(documents)
+        return closing(lines_of(self.python, script, documents))
+
+    def training(self, seconds, warm):
+        """The times of its steps, for so many seconds after a warm-up."""
+        stamps = []
+        with self.lines(self.script) as lines:
+            for now, line in lines:
+                if STEP.match(line):
+                    stamps.append(now)
+                    if now - stamps[0] > warm + seconds:
+                        break
+        if len(stamps) < 2:
+            raise ValueError(f"{self.script} prints no lines like: step 1 / 1000 | loss 3.3")
+        times = [(b - a, a - stamps[0] >= warm) for a, b in zip(stamps, stamps[1:])]
+        return [t for t, is_warm in times if is_warm] or [t for t, _ in times]
+
+    def generation(self):
+        """(tokens, seconds) of its samples after a few steps, or None if that cannot be had."""
+        source, found = NUM_STEPS.subn(f"num_steps = {FIRST_STEPS}", self.source)
+        if not found:
+            return None
+        tokens, started, ended = 0, None, None
+        with tempfile.TemporaryDirectory() as folder:
+            script = os.path.join(folder, "few_steps.py")
+            with open(script, "w", encoding="utf-8") as file:
+                file.write(source)
+            with self.lines(script) as lines:
+                for now, line in lines:
+                    sampled = SAMPLE.match(line)
+                    if STEP.match(line):
+                        started = now
+                    elif sampled and started:
+                        ended = now
+                        tokens += min(len(sampled.group(1)) + 1, BLOCK)
+        return (tokens, ended - started) if tokens else None
+
+
+# --- microgpt ------------------------------------------------------------------------------------
+
+def stretch(advance, seconds):
+    """Call a function again and again for so many seconds: how long did each call take?"""
+    times, end = [], time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        started = time.perf_counter()
+        advance()
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def new_trainer(documents, tokenizer, **options):
+    """A Trainer of a new model for the job, that will not come to its end."""
+    model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size))
+    config = microgpt.TrainConfig(steps=10 ** 9, clip=0.0, val_fraction=0.0, **options)
+    return microgpt.Trainer(model, tokenizer, documents, config)
+
+
+def training(documents, tokenizer, seconds, warm, baseline):
+    """Rows on steps of one document; returns the model that has been trained for longest."""
+    trainers = {engine: new_trainer(documents, tokenizer, batch_size=1, engine=engine)
+                for engine in microgpt.ENGINES}
+    for trainer in trainers.values():
+        stretch(trainer.__next__, warm)
+    rounds = []
+    for _ in range(ROUNDS):
+        times = {"baseline": baseline.training(seconds, warm)} if baseline else {}
+        for engine, trainer in trainers.items():
+            times[engine] = stretch(trainer.__next__, seconds)
+        rounds.append(times)
+    means = {}
+    for name in ["tensor", "value"] + ["baseline"] * bool(baseline):
+        times = [1000 * t for each in rounds for t in each[name]]
+        means[name] = statistics.mean(times)
+        label = name if name == "baseline" else name + " engine"
+        row(f"one document, {label}, mean", means[name], "ms", f"{len(times):,} steps")
+        row(f"one document, {label}, least", min(times), "ms")
+    for engine in trainers if baseline else ():
+        ratio_row(f"{engine} engine to baseline",
+                  [statistics.mean(times["baseline"]) / statistics.mean(times[engine])
+                   for times in rounds], means["baseline"] / means[engine])
+    return trainers["tensor"].model
+
+
+def workers(documents, tokenizer, seconds, warm):
+    """Rows on batches of 32 documents with 1 and with 2 processes."""
+    trainers = [new_trainer(documents, tokenizer, batch_size=32, workers=n) for n in (1, 2)]
+    times, ratios = ([], []), []
+    try:
+        for trainer in trainers:
+            stretch(trainer.__next__, warm)
+        for _ in range(ROUNDS):
+            pair = [stretch(trainer.__next__, seconds) for trainer in trainers]
+            ratios.append(statistics.mean(pair[0]) / statistics.mean(pair[1]))
+            for all_times, new_times in zip(times, pair):
+                all_times += new_times
+    finally:
+        if trainers[1].executor:
+            trainers[1].executor.shutdown()
+    one, two = map(statistics.mean, times)
+    row("batch of 32, 1 worker", 32 / one, "documents/s")
+    row("batch of 32, 2 workers", 32 / two, "documents/s", f"{os.cpu_count()} processors")
+    ratio_row("2 workers to 1", ratios, one / two)
+
+
+def generation(model, tokenizer, seconds):
+    """(tokens, seconds) of writing names with a model, at most a block each."""
+    tokens, rng = 0, random.Random(0)
+
+    def name():
+        """Write a name and count it."""
+        nonlocal tokens
+        written = list(microgpt.stream(model, [tokenizer.end], BLOCK, seed=rng))
+        tokens += min(len(written) + 1, BLOCK)
+
+    times = stretch(name, seconds)
+    return tokens, sum(times)
+
+
+def writing(model, documents, tokenizer, seconds, warm, baseline):
+    """Rows on generation."""
+    generation(model, tokenizer, warm)
+    tokens, spent = generation(model, tokenizer, seconds)
+    row("generation", tokens / spent, "tokens/s", f"{tokens:,} tokens")
+    if not baseline:
+        return
+    trainer = new_trainer(documents, tokenizer, batch_size=1)
+    for _ in range(FIRST_STEPS):
+        next(trainer)
+    totals, ratios = [0, 0, 0, 0], []
+    for _ in range(ROUNDS):
+        theirs = baseline.generation()
+        if not theirs:
+            row("generation, baseline", "not measured")
+            row("generation to baseline", "not measured")
+            return
+        ours = generation(trainer.model, tokenizer, seconds)
+        totals = [a + b for a, b in zip(totals, theirs + ours)]
+        ratios.append(ours[0] / ours[1] / (theirs[0] / theirs[1]))
+    speed = totals[0] / totals[1]
+    row("generation, baseline", speed, "tokens/s", f"{totals[0]:,} tokens")
+    ratio_row("generation to baseline", ratios, totals[2] / totals[3] / speed)
+
+
+def multiplying(seconds):
+    """Rows on microgpt.matmul at three widths."""
+    rng = random.Random(0)
+    for width in 16, 64, 128:
+        A, B = ([[rng.gauss(0, 1) for _ in range(width)] for _ in range(n)] for n in (64, width))
+        best = min(stretch(lambda: microgpt.matmul(A, B), seconds))
+        row(f"matmul, width {width}", 1e9 * best / (64 * width * width), "ns/multiply-add")
+
+
+def main():
+    """Measure everything and print the table."""
+    parser = argparse.ArgumentParser(
+        description="How fast and how small is microgpt? The top of this script says what is "
+                    "measured. It takes about two minutes.")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="UTF-8 text, a document a line",
+                        default=os.path.join(ROOT, "data", "names.txt"))
+    parser.add_argument("--baseline", metavar="SCRIPT.py", help="another GPT to compare with")
+    parser.add_argument("--baseline-python", metavar="PYTHON", default=sys.executable,
+                        help="the interpreter that runs it (this one)")
+    parser.add_argument("--seconds", metavar="X", type=float,
+                        help="how long to measure each thing, three times where in turns (3)")
+    parser.add_argument("--quick", action="store_true", help="measure badly, in a few seconds")
+    args = parser.parse_args()
+    seconds = args.seconds or (0.05 if args.quick else 3.0)
+    warm = 0.05 if args.quick else WARM
+    try:
+        baseline = args.baseline and Baseline(args.baseline, args.baseline_python, args.file)
+        print(f"microgpt {microgpt.__version__}, {platform.python_implementation()} "
+              f"{platform.python_version()}, {platform.system()} {platform.machine()}\n")
+        default_run(args.file, args.quick)      # first, so that the memory is that of this child
+        import_time(3 if args.quick else 21)
+        documents = microgpt.load_documents(args.file)
+        tokenizer = microgpt.CharTokenizer(documents)
+        cut = [document[:BLOCK - 1] for document in documents]
+        model = training(cut, tokenizer, seconds, warm, baseline)
+        workers(cut, tokenizer, seconds, warm)
+        writing(model, cut, tokenizer, seconds, warm, baseline)
+        multiplying(seconds / 3)
+    except (OSError, ValueError) as error:
+        sys.exit(f"benchmark: {error}")
+
+
+if __name__ == "__main__":
+    main()

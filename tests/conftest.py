@@ -1,0 +1,25 @@
+"""What several test files share. The models are shared too: tests must not train them."""
+
+import os
+import sys
+
+import pytest
+from hypothesis import settings
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)                # `python -m pytest` works without installing anything
+
+import microgpt  # noqa: E402
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return microgpt.CharTokenizer(["ada", "bob", "cleo"])
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer):
+    return microgpt.GPT(microgpt.Config(tokenizer.vocab_size, 8, n_layer=2, n_head=2, n_embd=8))
