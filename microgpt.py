@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 def _check(values, **rules):
-    """Raise ValueError unless each value is of its kind and in its range: name=(kind, low, high)."""
+    """ValueError unless each value is of its kind and in its range: name=(kind, low, high)."""
     for name, (kind, low, high) in rules.items():
         x = values[name]
         if not isinstance(x, (int, kind)) or isinstance(x, bool) or not low <= x <= high:
@@ -134,8 +134,8 @@ class CharTokenizer:
         unknown = [character for character in text if character not in self._ids]
         if unknown:
             known = "".join(self.characters)
-            raise ValueError(f"{unknown[0]!r} is not among the {self.end} characters that the model "
-                             f"knows: {known[:100]}{'...' * (len(known) > 100)}")
+            raise ValueError(f"{unknown[0]!r} is not among the {self.end} characters that the "
+                             f"model knows: {known[:100]}{'...' * (len(known) > 100)}")
         return [self._ids[character] for character in text]
 
     def decode(self, ids): return "".join((self.characters + ["<|endoftext|>"])[i] for i in ids)
@@ -555,7 +555,7 @@ class GPT:
 
 # === 6. Optimizer ================================================================================
 #
-# The gradient says which way the loss rises; to learn is to step the other way. How far? AdamW keeps
+# The gradient says which way the loss rises; to learn is to step the other way. How far? AdamW has
 # two averages for every parameter: m of its gradient, to even out the noise of small batches, and v
 # of its square, whose root is the gradient's usual size. A step by m / sqrt(v) is about 1 for every
 # parameter, on steep ground and on flat; the learning rate scales it.
@@ -839,10 +839,11 @@ class TrainConfig:
     seed: int = 42
 
     def __post_init__(self):
-        _check(vars(self), steps=(int, 1, 10 ** 9), batch_size=(int, 1, 10 ** 5), lr=(float, 0, 100),
-               warmup=(int, 0, 10 ** 9), weight_decay=(float, 0, 100), clip=(float, 0, 10 ** 9),
-               val_fraction=(float, 0, 0.99), eval_every=(int, 0, 10 ** 9),
-               workers=(int, 1, self.batch_size), seed=(int, -math.inf, math.inf))
+        _check(vars(self), steps=(int, 1, 10 ** 9), batch_size=(int, 1, 10 ** 5),
+               lr=(float, 0, 100), warmup=(int, 0, 10 ** 9), weight_decay=(float, 0, 100),
+               clip=(float, 0, 10 ** 9), val_fraction=(float, 0, 0.99),
+               eval_every=(int, 0, 10 ** 9), workers=(int, 1, self.batch_size),
+               seed=(int, -math.inf, math.inf))
         if self.engine not in ENGINES:
             raise ValueError(f"engine is {self.engine!r}: it must be {' or '.join(ENGINES)}")
 
@@ -975,8 +976,8 @@ def generate(model, tokenizer, prompt="", **options):
 
 # === 10. Speed ===================================================================================
 #
-# Two more things make it fast without changing what it computes. Rows of floats, of which a model
-# that writes is made, can be multiplied by matmul. And since the windows of a batch do not depend on
+# Two more things make it fast without changing what it computes. A model that writes is made of rows
+# of floats, and these can be multiplied by matmul. And as the windows of a batch do not depend on
 # each other, several processes can share them: each sends back the mean loss and the gradients of
 # its part, and those of the batch are their averages, weighted by the number of predictions.
 
@@ -1012,12 +1013,11 @@ def _shared_gradients(trainer, batch):
 
 # === 11. Command line ============================================================================
 #
-# `python microgpt.py` reads the documents, says what it will do, does it, and shows what was learned.
+# `python microgpt.py` reads the documents, says what it will do, does it, and shows what it learned.
 # Bad input gets one line on stderr and a non-zero exit; nothing is done by half.
 
 COLUMNS = 79
-MOST_PARAMETERS = 10 ** 7       # a step of such a model takes minutes; beyond it, see examples/
-
+MOST_PARAMETERS = 10 ** 7      # for more, see the faster arithmetic in examples/
 
 def _bundled_names():
     """The bundled names: beside this file, or where installing it has put them."""
@@ -1034,60 +1034,62 @@ def _parser():
 
     parser = Parser(
         prog="microgpt", usage="python microgpt.py [train] [FILE] [options]", allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=COLUMNS),
-        description="Learn from a text file, one document a line, and write new documents like them. "
-                    "Without a file, learn from names. Ctrl-C ends the training and starts writing.",
-        epilog="Begin with no options at all. For text with longer lines: --block-size 64 --n-embd 32 "
-               "--steps 2000. For a better model: first more steps, then a larger width.")
-    parser.add_argument("file", metavar="FILE", nargs="?", help="UTF-8 text, a document a line")
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=COLUMNS),
+        description="Learn from a text file, one document a line, and write new documents like "
+                    "them. Without a file, learn from names. Ctrl-C ends the training early and "
+                    "goes on to the writing.",
+        epilog="Begin with no options at all. For text with longer lines: --block-size 64 --n-embd "
+               "32 --steps 2000. For a better model: first more steps, then a larger width.")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="UTF-8 text, one document a line")
+    parser.add_argument("--quiet", action="store_true", help="print the new documents, no more")
 
-    def add_group(title, defaults, **helps):
-        group = parser.add_argument_group(title)
+    def group(title, defaults, **helps):
+        options = parser.add_argument_group(title)
         for name, text in helps.items():
             default = getattr(defaults, name)
-            kind = type(default)
-            group.add_argument("--" + name.replace("_", "-"), type=kind, default=default,
-                               metavar={int: "N", float: "X", str: "TEXT"}[kind],
-                               help=f"{text} ({default})" if default != "" else text)
+            options.add_argument(
+                "--" + name.replace("_", "-"), type=type(default), default=default,
+                metavar={int: "N", float: "X", str: "TEXT"}[type(default)],
+                help=text if default == "" else f"{text} ({default})")
 
-    add_group("the model", Config(1), n_layer="blocks", n_head="heads in each attention",
-              n_embd="width", block_size="tokens that it can see at once")
-    add_group("training", TrainConfig(),
-              steps="how many", batch_size="documents in a step", lr="learning rate at its peak",
-              warmup="steps until the peak", weight_decay="draw weights towards 0, as in AdamW",
-              clip="longest gradient, 0 for any", val_fraction="share of documents to hold out",
-              eval_every="steps between measures of the held-out loss, 0 for never",
-              engine="tensor, or value for one node a number", workers="processes to share a batch",
-              seed="decides all that is random")
-    add_group("writing", argparse.Namespace(samples=20, prompt="", temperature=0.7, top_k=0,
-                                            top_p=1.0, max_tokens=200),
-              samples="how many documents", prompt="what they begin with",
-              temperature="below 1 plain, above 1 wild, 0 always the likeliest",
-              top_k="draw from the N likeliest tokens, 0 for all",
-              top_p="draw from the likeliest tokens that have this probability together",
-              max_tokens="longest document")
-    parser.add_argument("--quiet", action="store_true", help="print the new documents and no more")
+    group("the model", Config(1), n_layer="blocks", n_head="heads in each attention",
+          n_embd="width", block_size="tokens that it can see at once")
+    group("training", TrainConfig(), steps="how many", batch_size="documents in a step",
+          lr="learning rate at its peak", warmup="steps until the peak",
+          weight_decay="draw weights towards 0, as in AdamW", clip="longest gradient, 0 for any",
+          val_fraction="share of documents to hold out",
+          eval_every="steps between looks at the held-out loss, 0 for none",
+          engine="tensor, or value: the same, number by number",
+          workers="processes to share a batch", seed="decides all that is random")
+    group("writing", argparse.Namespace(samples=20, prompt="", temperature=0.7, top_k=0, top_p=1.0,
+                                        max_tokens=200),
+          samples="how many documents", prompt="what they begin with",
+          temperature="below 1 plain, above 1 wild, 0 always the likeliest",
+          top_k="draw from the N likeliest tokens, 0 for all",
+          top_p="draw from the likeliest tokens that have this probability together",
+          max_tokens="longest document")
     return parser
 
 def _train(trainer, say):
-    """Run a trainer to its end or to Ctrl-C, with a live line on a terminal and a plain line now
-    and then elsewhere. Returns the mean loss of the last steps, at most 100."""
+    """Run a trainer to its end, or until Ctrl-C lets it finish its step. Shows a live line on a
+    terminal, ten plain lines elsewhere. Returns the mean loss of the last steps, at most 100."""
     import signal
-    live, steps, recent, val_loss = getattr(sys.stdout, "isatty", bool)(), trainer.config.steps, [], ""
-    started, shown, stop = time.perf_counter(), 0.0, []
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    live, steps = getattr(sys.stdout, "isatty", bool)(), trainer.config.steps
+    started, shown, recent, held_out, stop = time.perf_counter(), 0.0, [], "", []
+    before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, lambda *_: stop.append(signal.signal(signal.SIGINT, before)))
     try:
         for step in trainer:
             recent = recent[-99:] + [step]
-            loss, speed = (sum(x) / len(recent) for x in list(zip(*recent))[1:4:2])
+            loss = sum(s.loss for s in recent) / len(recent)
+            speed = sum(s.tokens_per_second for s in recent) / len(recent)
             if step.val_loss is not None:
-                val_loss = f"  held out {step.val_loss:.3f}"
+                held_out = f"  held out {step.val_loss:.3f}"
             spent, last = time.perf_counter() - started, step.step == steps or stop
             if last or (spent - shown > 0.1 if live else step.step % max(1, steps // 10) == 0):
                 shown, left = spent, round(spent / step.step * (steps - step.step))
-                bar = f"[{'#' * (12 * step.step // steps):.<12}] " if live else "step "
-                line = (f"{bar}{step.step:,}/{steps:,}  loss {loss:.3f}{val_loss}  "
+                bar = f"[{'#' * (12 * step.step // steps):.<12}]" if live else "step"
+                line = (f"{bar} {step.step:,}/{steps:,}  loss {loss:.3f}{held_out}  "
                         f"{speed:,.0f} tokens/s  {left // 60}:{left % 60:02} left")
                 say(f"\r{line:{COLUMNS}.{COLUMNS}}" if live else line, end="" if live else "\n")
             if stop:
@@ -1106,16 +1108,16 @@ def _run(argv):
         if not args.quiet:
             print(*words, flush=True, **options)
 
-    def pick(kind, **extra):       # the fields of a Config, from the options of the same names
-        names = kind.__dataclass_fields__
-        return kind(**{**{name: x for name, x in vars(args).items() if name in names}, **extra})
+    def pick(kind, **extra):       # the fields of a config from the options of the same names
+        return kind(**extra, **{name: x for name, x in vars(args).items()
+                                if name in kind.__dataclass_fields__})
 
-    path = args.file or _bundled_names()
-    documents = load_documents(path)
+    # 1) Everything that can be wrong is found before the training.
+    documents = load_documents(args.file or _bundled_names())
     tokenizer = CharTokenizer(documents)
     config, training = pick(Config, vocab_size=tokenizer.vocab_size), pick(TrainConfig)
     writing = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p")}
-    sample([0.0], **writing)       # says now what would otherwise be said after the training
+    sample([0.0], **writing)
     _check(vars(args), samples=(int, 0, 10 ** 9), max_tokens=(int, 1, 10 ** 9))
     tokenizer.encode(args.prompt)
     count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
@@ -1124,40 +1126,41 @@ def _run(argv):
                          f"{MOST_PARAMETERS:,}; try a smaller n_embd, n_layer or block_size")
     model = GPT(config, seed=args.seed)
     trainer = Trainer(model, tokenizer, documents, training)
-    letters = "".join(c for c in tokenizer.characters if c.isprintable())
-    say(f"documents  {path}: {len(documents):,}, {len(trainer.val_documents):,} of them held out; "
-        f"{sum(map(len, documents)):,} characters")
-    say(f"tokens     {tokenizer.vocab_size}: {letters[:50]}{'...' * (len(letters) > 50)} "
-        "and <|endoftext|>")
-    say(f"model      {count:,} parameters ({model.parameter_count('wte') + model.parameter_count('wpe'):,} "
-        f"embeddings, {model.parameter_count('attn'):,} attention, {model.parameter_count('mlp'):,} MLP, "
-        f"{model.parameter_count('ln_'):,} norms)")
-    say(f"           n_layer {config.n_layer}, n_head {config.n_head}, n_embd {config.n_embd}, "
-        f"block_size {config.block_size}")
-    say(f"training   {training.steps:,} steps of {training.batch_size} documents, learning rate "
+    # 2) Say what will be done, and do it.
+    letters = "".join(filter(str.isprintable, tokenizer.characters))
+    part = model.parameter_count
+    say(f"documents   {args.file or 'the bundled names'}: {len(documents):,}, of which {len(trainer.val_documents):,} held out")
+    say(f"characters  {sum(map(len, documents)):,}; {len(tokenizer.characters):,} different ones: "
+        f"{letters[:27]}{'...' * (len(letters) > 27)}")
+    say(f"model       n_layer {config.n_layer}, n_head {config.n_head}, n_embd {config.n_embd}, "
+        f"block_size {config.block_size}, vocab_size {config.vocab_size}")
+    say(f"parameters  {count:,}: {part('wte') + part('wpe'):,} in embeddings, {part('attn'):,} in "
+        f"attention, {part('mlp'):,} in MLPs, {part('ln_'):,} in norms")
+    say(f"training    {training.steps:,} steps of {training.batch_size} documents, lr "
         f"{training.lr}, {training.engine} engine\n")
     loss = _train(trainer, say)
-    held_out = f"{trainer.evaluate():.3f} held out" if trainer.val_windows else "nothing held out"
-    say(f"\nloss       {loss:.3f} in training, {held_out}; knowing nothing would be "
-        f"{math.log(tokenizer.vocab_size):.3f}\n")
-    known, rng = set(documents), random.Random(args.seed)
+    # 3) Say what was learned, and write.
+    held_out = f"{trainer.evaluate():.3f} on held-out documents, " if trainer.val_windows else ""
+    say(f"\nloss        {held_out}{loss:.3f} in training; knowing nothing is "
+        f"{math.log(config.vocab_size):.3f}\n")
+    known, writing["seed"] = set(documents), random.Random(args.seed)
     for _ in range(args.samples):
-        text = generate(model, tokenizer, args.prompt, max_tokens=args.max_tokens, seed=rng, **writing)
+        text = generate(model, tokenizer, args.prompt, max_tokens=args.max_tokens, **writing)
         mark = "in the data" if text in known else "new"
-        print(text if args.quiet else f"    {text:24} {mark}", flush=True)
+        print(text if args.quiet else f"    {text or '(empty)':24} {mark}", flush=True)
 
 def main(argv=None):
     """The command `python microgpt.py`; returns the exit status."""
     try:
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="backslashreplace")      # a terminal that lacks a letter
+        if hasattr(sys.stdout, "reconfigure"):      # for a terminal that lacks a letter
+            sys.stdout.reconfigure(errors="backslashreplace")
         _run(sys.argv[1:] if argv is None else list(argv))
         return 0
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     except OSError as error:
         message, status = f"{error.filename or 'the output'}: {error.strerror}", 1
-        if not error.filename:     # Python would complain again when it flushes the output at exit
+        if not error.filename:      # else Python would complain again, flushing it at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MemoryError:
         message, status = "not enough memory: try a smaller n_embd, n_layer or batch_size", 1
