@@ -496,12 +496,13 @@ class GPT:
         self.params = params or self._initial_params(random.Random(seed))
 
     def _initial_params(self, rng):
-        """Gains 1, biases 0, weights random with GPT-2's deviation: 0.02 at width 768, and more for
-        narrower sums, which have fewer terms. The layers that add to the row, two in each block,
-        start smaller, so that many blocks do not add up to too much."""
+        """Gains 1, biases 0, weights random. GPT-2's deviation is 0.02, for positions 0.01, at width
+        768; narrower sums have fewer terms and get larger ones. The layers that add to the row, two
+        in each block, start smaller, so that many blocks do not add up to too much."""
         params, std = {}, 0.02 * math.sqrt(768 / self.config.n_embd)
+        scales = {"wpe": 0.5, "c_proj": 1 / math.sqrt(2 * self.config.n_layer)}
         for name, shape in parameter_shapes(self.config).items():
-            s = std / math.sqrt(2 * self.config.n_layer) if "c_proj" in name else std
+            s = std * math.prod(scale for part, scale in scales.items() if part in name)
             params[name] = ([float(name.endswith("weight"))] * shape[0] if len(shape) == 1 else
                             [[rng.gauss(0, s) for _ in range(shape[1])] for _ in range(shape[0])])
         return params
@@ -574,7 +575,7 @@ class AdamW:
     of linear layers towards 0, and leaves biases, gains and embeddings alone.
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
     """
-    def __init__(self, params, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0):
+    def __init__(self, params, beta1=0.8, beta2=0.97, eps=1e-8, weight_decay=0.0):
         self.params, self.steps = params, 0
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
         self.m = {name: _map(lambda _: 0.0, x) for name, x in params.items()}
@@ -826,10 +827,10 @@ ENGINES = {"tensor": Tensor, "value": Value}
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Raises ValueError for what cannot be."""
-    steps: int = 600
+    steps: int = 500
     batch_size: int = 4         # windows a step
-    lr: float = 0.008           # the learning rate at its peak
-    warmup: int = 60            # steps until then
+    lr: float = 0.01            # the learning rate at its peak
+    warmup: int = 40            # steps until then
     weight_decay: float = 0.0
     clip: float = 1.0           # longest gradient, 0 for any
     val_fraction: float = 0.1   # share of the documents that is held out
@@ -976,10 +977,10 @@ def generate(model, tokenizer, prompt="", **options):
 
 # === 10. Speed ===================================================================================
 #
-# Two more things make it fast without changing what it computes. A model that writes is made of rows
-# of floats, and these can be multiplied by matmul. And as the windows of a batch do not depend on
-# each other, several processes can share them: each sends back the mean loss and the gradients of
-# its part, and those of the batch are their averages, weighted by the number of predictions.
+# Two more things make it fast without changing what it computes. A model that writes has rows of
+# floats, and these can be multiplied by matmul. And as the windows of a batch do not depend on each
+# other, several processes can share them: each sends back the mean loss and the gradients of its
+# part, and those of the batch are their averages, weighted by the number of predictions.
 
 @linear.register(list)
 def _(x, weight, bias=None):
@@ -1013,7 +1014,7 @@ def _shared_gradients(trainer, batch):
 
 # === 11. Command line ============================================================================
 #
-# `python microgpt.py` reads the documents, says what it will do, does it, and shows what it learned.
+# `python microgpt.py` reads documents, says what it will do, does it, and shows what it learned.
 # Bad input gets one line on stderr and a non-zero exit; nothing is done by half.
 
 COLUMNS = 79
@@ -1129,7 +1130,8 @@ def _run(argv):
     # 2) Say what will be done, and do it.
     letters = "".join(filter(str.isprintable, tokenizer.characters))
     part = model.parameter_count
-    say(f"documents   {args.file or 'the bundled names'}: {len(documents):,}, of which {len(trainer.val_documents):,} held out")
+    say(f"documents   {args.file or 'the bundled names'}: {len(documents):,}, of which "
+        f"{len(trainer.val_documents):,} held out")
     say(f"characters  {sum(map(len, documents)):,}; {len(tokenizer.characters):,} different ones: "
         f"{letters[:27]}{'...' * (len(letters) > 27)}")
     say(f"model       n_layer {config.n_layer}, n_head {config.n_head}, n_embd {config.n_embd}, "

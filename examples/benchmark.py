@@ -51,6 +51,7 @@ import sys
 import tempfile
 import time
 from contextlib import closing
+from functools import partial
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -88,8 +89,7 @@ def default_run(path, quick):
     command = [sys.executable, os.path.join(ROOT, "microgpt.py"), path]
     command += ["--steps", "5", "--samples", "2"] if quick else []
     started = time.perf_counter()
-    child = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                           encoding="utf-8", errors="replace")
+    child = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     wall = time.perf_counter() - started
     if child.returncode:
         raise ValueError("the default run failed: " + child.stderr.strip())
@@ -101,7 +101,7 @@ def default_run(path, quick):
         row("default run, peak memory", peak / 1e6, "MB")
     except ImportError:
         row("default run, peak memory", "not available")
-    held_out = re.search(r"^loss .*?([\d.]+) held out", child.stdout, re.MULTILINE)
+    held_out = re.search(r"^loss .*?([\d.]+) (?:on )?held.out", child.stdout, re.MULTILINE)
     row("default run, held-out loss", held_out.group(1) if held_out else "not available",
         "nats a token" if held_out else "")
 
@@ -302,7 +302,7 @@ def multiplying(seconds):
     rng = random.Random(0)
     for width in 16, 64, 128:
         A, B = ([[rng.gauss(0, 1) for _ in range(width)] for _ in range(n)] for n in (64, width))
-        best = min(stretch(lambda: microgpt.matmul(A, B), seconds))
+        best = min(stretch(partial(microgpt.matmul, A, B), seconds))
         row(f"matmul, width {width}", 1e9 * best / (64 * width * width), "ns/multiply-add")
 
 

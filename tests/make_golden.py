@@ -17,18 +17,18 @@ import torch.nn.functional as F
 
 CASES = [
     # A single document that fills the block.
-    dict(seed=1, vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=8, limit=2.5,
-         windows=[[10, 3, 1, 4, 1, 5, 9, 2, 6]]),
+    {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 8, "seed": 1,
+     "limit": 2.5, "windows": [[10, 3, 1, 4, 1, 5, 9, 2, 6]]},
     # Several documents of different lengths: none may look into another.
-    dict(seed=2, vocab_size=7, block_size=5, n_layer=1, n_head=3, n_embd=6, limit=1.25,
-         windows=[[6, 0, 2, 6], [6, 5], [6, 1, 1, 3, 4, 2], [2, 4, 6]]),
+    {"vocab_size": 7, "block_size": 5, "n_layer": 1, "n_head": 3, "n_embd": 6, "seed": 2,
+     "limit": 1.25, "windows": [[6, 0, 2, 6], [6, 5], [6, 1, 1, 3, 4, 2], [2, 4, 6]]},
 ]
-OPTIMIZER = dict(lr=0.05, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, steps=3)
+OPTIMIZER = {"lr": 0.05, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "steps": 3}
 
 
 def random_parameters(case):
     """Parameters under GPT-2's names, weights as [n_out, n_in]; gains are near 1, biases near 0."""
-    width, torch_rng = case["n_embd"], torch.Generator().manual_seed(case["seed"])
+    width, rng = case["n_embd"], torch.Generator().manual_seed(case["seed"])
     shapes = {"wte.weight": [case["vocab_size"], width], "wpe.weight": [case["block_size"], width]}
     for layer in range(case["n_layer"]):
         for name, shape in [("ln_1", [width]), ("attn.c_attn", [3 * width, width]),
@@ -40,7 +40,7 @@ def random_parameters(case):
     params = {}
     for name, shape in shapes.items():
         gain = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0
-        noise = torch.randn(shape, generator=torch_rng, dtype=torch.float64)
+        noise = torch.randn(shape, generator=rng, dtype=torch.float64)
         params[name] = (gain + 0.4 * noise).requires_grad_()
     return params
 
@@ -84,12 +84,13 @@ def numbers(tensors):
 def solve(case):
     """Everything that golden.json has on a case."""
     params = random_parameters(case)
-    answer = dict(case, optimizer=OPTIMIZER, params=numbers(params), losses=[], factors=[])
+    answer = {**case, "optimizer": OPTIMIZER, "params": numbers(params),
+              "losses": [], "factors": []}
     decayed = [p for name, p in params.items() if ".c_" in name and name.endswith("weight")]
     others = [p for name, p in params.items() if not (".c_" in name and name.endswith("weight"))]
     optimizer = torch.optim.AdamW(
-        [dict(params=decayed, weight_decay=OPTIMIZER["weight_decay"]),
-         dict(params=others, weight_decay=0.0)],
+        [{"params": decayed, "weight_decay": OPTIMIZER["weight_decay"]},
+         {"params": others, "weight_decay": 0.0}],
         lr=OPTIMIZER["lr"], betas=(OPTIMIZER["beta1"], OPTIMIZER["beta2"]), eps=OPTIMIZER["eps"])
     for step in range(OPTIMIZER["steps"]):
         optimizer.zero_grad()

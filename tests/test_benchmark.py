@@ -55,7 +55,7 @@ for i in range(20):
 def run(*arguments):
     """Run the benchmark as a child."""
     return subprocess.run([sys.executable, BENCHMARK, "--quick", *map(str, arguments)],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+                          capture_output=True, encoding="utf-8")
 
 
 def table(child):
@@ -84,7 +84,9 @@ def test_table():
     rows = table(run())
     assert list(rows) == ROWS
     for label, cell in rows.items():
-        if cell != "not available" and label != "import microgpt":
+        if label == "default run, peak memory" and sys.platform == "win32":
+            assert cell == "not available"
+        elif label != "import microgpt":
             assert number(cell) > 0, label
 
 

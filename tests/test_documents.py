@@ -89,15 +89,11 @@ def test_a_split_loses_and_doubles_no_document(documents, fraction, seed):
     assert Counter(training + held_out) == Counter(documents)
 
 
-@given(st.integers(2, 200), st.floats(0, 0.99, exclude_min=True))
-def test_a_split_leaves_at_least_one_document_on_either_side(n, fraction):
-    training, held_out = split_documents(range(n), fraction)
-    assert training and held_out
-
-
-@given(st.integers(2, 200), st.floats(0, 0.99, exclude_min=True))
-def test_the_held_out_share_is_the_fraction_to_within_one_document(n, fraction):
-    assert abs(len(split_documents(range(n), fraction)[1]) - n * fraction) <= 1
+@pytest.mark.parametrize("fraction", [1e-300, 0.01, 0.1, 0.5, 0.75, 0.9, 0.99])
+def test_a_split_holds_out_the_fraction_but_leaves_a_document_on_either_side(fraction):
+    for n in range(2, 120):
+        training, held_out = split_documents(range(n), fraction)
+        assert training and held_out and abs(len(held_out) - n * fraction) <= 1
 
 
 @pytest.mark.parametrize("documents", [NAMES, NAMES[:1]])

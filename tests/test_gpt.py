@@ -83,6 +83,7 @@ def test_initial_weights_have_gpt2_deviation_at_gpt2_width():
     config = Config(100, n_embd=48, n_layer=2)
     assert deviation(config, "h.0.mlp.c_fc.weight") == pytest.approx(0.08, rel=0.03)
     assert deviation(config, "h.0.mlp.c_proj.weight") == pytest.approx(0.04, rel=0.03)
+    assert deviation(Config(2, block_size=100, n_embd=48), "wpe.weight") == pytest.approx(0.04, rel=0.04)
 
 
 def test_the_seed_decides_the_model():

@@ -1,0 +1,444 @@
+"""Chapter 11: the command, run as a person does; and main() within this process."""
+
+import math
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import microgpt
+
+SCRIPT = os.path.abspath(microgpt.__file__)
+NAMES = "ada bob cleo dan eve fay gus hal ida joe kim leo mia ned oda pam ray sue tom una".split()
+TINY = ("names.txt", "--steps", "3", "--samples", "2", "--n-embd", "8", "--batch-size", "2")
+LONG = TINY + ("--steps", "2000", "--n-embd", "4")      # shows a line every 200 steps
+ENV = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+
+posix = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Every test runs in a folder of its own that has names.txt."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    return tmp_path
+
+
+def command(*args, script=SCRIPT, **options):
+    return subprocess.run([sys.executable, script, *args], capture_output=True, env=ENV,
+                          encoding="utf-8", timeout=300, **options)
+
+
+def start(*args, **options):
+    if os.name == "posix":      # take Ctrl-C, even if the tests run in the background and do not
+        options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([sys.executable, SCRIPT, *args], stderr=subprocess.PIPE, env=ENV,
+                            encoding="utf-8", **options)
+
+
+def works(*args):
+    result = command(*args)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+def is_one_line(error):
+    return len(error.splitlines()) == 1 and error.startswith("microgpt: ") and error.endswith("\n")
+
+
+def says_one_line(result, *words):
+    """It failed with one line on stderr, which has these words."""
+    assert 0 < result.returncode < 128
+    assert is_one_line(result.stderr), result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def fails(args, *words):
+    """It fails like that, and before it did anything."""
+    result = command(*args)
+    says_one_line(result, *words)
+    assert result.stdout == ""
+
+
+def samples(output):
+    return re.findall(r"^    (.*?) +(new|in the data)$", output, re.MULTILINE)
+
+
+# --- what it prints -----------------------------------------------------------------------------
+
+
+def test_without_a_file_it_learns_from_the_bundled_names():
+    output = works("--steps", "2", "--samples", "1")
+    assert re.search(r"^documents .*names.*: \d+,\d+, ", output)
+
+
+def test_it_says_what_it_does_and_what_came_of_it():
+    output = works(*TINY)
+    for line in (r"documents +names\.txt\b.*\b20\b.*\b2\b.* held out",
+                 r"\w+ .*: abcdefghijklmnoprstuvy\b.*",
+                 r"model .*\bn_embd 8\b.*",
+                 r"training +3 steps of 2 documents\b.*",
+                 r"step 3/3  loss \d\.\d{3} .*",
+                 r"loss .*\d\.\d{3} .*\d\.\d{3} .*\b3\.135"):            # that is log(23)
+        assert re.search(f"^{line}$", output, re.MULTILINE), line
+    assert len(samples(output)) == 2
+
+
+def test_samples_are_marked_new_or_in_the_data():
+    marked = samples(works(*TINY, "--samples", "200", "--max-tokens", "1", "--prompt", "ad"))
+    assert len(marked) == 200 and {mark for _, mark in marked} == {"new", "in the data"}
+    for text, mark in marked:
+        assert text.startswith("ad") and (mark == "in the data") == (text in NAMES)
+
+
+def test_eval_every_shows_the_held_out_loss_during_training():
+    assert re.search(r"^step 2/3 .*  held out \d\.\d+", works(*TINY, "--eval-every", "2"), re.M)
+
+
+def test_the_word_train_may_come_first():
+    assert works("train", *TINY, "--quiet") == works(*TINY, "--quiet")
+
+
+def test_quiet_prints_the_samples_and_no_more():
+    texts = [text for text, _ in samples(works(*TINY, "--prompt", "a"))]
+    assert works(*TINY, "--prompt", "a", "--quiet").splitlines() == texts
+
+
+def test_no_samples_are_no_error():
+    assert works(*TINY, "--samples", "0", "--quiet") == ""
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others():
+    def loss_and_samples(*args):
+        output = works(*TINY, *args)
+        return output[output.index("\nloss "):]
+    assert loss_and_samples() == loss_and_samples() != loss_and_samples("--seed", "1")
+    assert works(*TINY, "--quiet") == works(*TINY, "--quiet")
+
+
+@pytest.mark.parametrize("option", [("--engine", "value"), ("--workers", "2")])
+def test_engines_and_workers_give_the_same_losses_and_samples(option):
+    def results(*args):
+        output = works(*TINY, "--eval-every", "1", *args)
+        return re.findall(r"\b\d+\.\d{3}\b", output), samples(output)
+    assert results(*option) == results()
+    assert len(results()[0]) >= 3 * 2 + 3           # two losses a step, three in the end
+
+
+def test_max_tokens_bounds_the_length_of_samples():
+    output = works(*TINY, "--max-tokens", "2", "--samples", "20", "--temperature", "5", "--quiet")
+    assert max(map(len, output.splitlines())) == 2
+
+
+def test_temperature_0_writes_the_same_again_and_again():
+    output = works(*TINY, "--temperature", "0", "--quiet", "--prompt", "a", "--samples", "4")
+    assert len(output.splitlines()) == 4 and len(set(output.splitlines())) == 1
+
+
+def test_val_fraction_0_learns_from_a_single_document(folder):
+    (folder / "one.txt").write_text("a single document")
+    output = works("one.txt", "--val-fraction", "0", "--steps", "3", "--samples", "1")
+    assert len(samples(output)) == 1
+
+
+def test_learning_rates_too_high_for_the_model_still_end_in_order():
+    assert len(samples(works(*TINY, "--lr", "100", "--clip", "0", "--warmup", "0"))) == 2
+
+
+def test_help_lists_every_field_of_the_configs():
+    names = {**microgpt.Config.__dataclass_fields__, **microgpt.TrainConfig.__dataclass_fields__}
+    output = works("--help")
+    for name in set(names) - {"vocab_size"}:
+        assert f" --{name.replace('_', '-')} " in output
+
+
+def test_help_has_80_columns_at_most():
+    assert max(map(len, works("--help").splitlines())) <= 80
+
+
+@pytest.mark.parametrize("size", [(), ("--n-embd", "64", "--n-layer", "2", "--block-size", "512")])
+def test_output_has_80_columns_at_most(folder, size):
+    (folder / "wide.txt").write_text("\n".join(map(chr, range(33, 127))))
+    output = works("wide.txt", "--steps", "2", "--samples", "2", "--max-tokens", "20",
+                   "--batch-size", "1", "--eval-every", "1", *size)
+    assert [line for line in output.splitlines() if len(line) > 80] == []
+
+
+def test_on_a_pipe_there_are_plain_lines():
+    output = subprocess.check_output([sys.executable, SCRIPT, *TINY])
+    assert b"\r" not in output.replace(os.linesep.encode(), b"\n") and b"\x1b" not in output
+
+
+@pytest.mark.parametrize("data", ["søren\nzoë\n東京\n🙂\n", "a\u2028b\nc\x0bd\n"])
+def test_ascii_terminals_get_escapes_for_other_letters(folder, data):
+    (folder / "data.txt").write_text(data, encoding="utf-8")
+    result = subprocess.run([sys.executable, SCRIPT, "data.txt", "--steps", "2", "--samples", "9"],
+                            env={**ENV, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"\\u" in result.stdout and max(result.stdout) < 128
+
+
+# --- terminals, Ctrl-C, closed outputs ----------------------------------------------------------
+
+
+def on_terminal(*args, until=None):
+    """The command's output on a pseudo-terminal; Ctrl-C comes when it has said `until`."""
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    child = start(*args, stdin=slave, stdout=slave)
+    os.close(slave)
+    output, more = b"", b"any"
+    while more:
+        try:
+            more = os.read(master, 10000)
+        except OSError:                 # what Linux says when the other end is closed
+            more = b""
+        output += more
+        if until and until in output:
+            child.send_signal(signal.SIGINT)
+            until = None
+    os.close(master)
+    assert child.communicate()[1] == "" and child.returncode == 0
+    return output.decode()
+
+
+@posix
+def test_on_a_terminal_one_live_line_is_rewritten():
+    output = on_terminal(*TINY)
+    live = [line for line in re.split(r"\r\n|\r|\n", output) if line.startswith("[")]
+    assert "\r[############] 3/3  loss " in output
+    assert live and all(len(line) <= 80 for line in live)
+    assert "\nstep " not in output
+
+
+@posix
+def test_ctrl_c_on_a_terminal_ends_the_training_and_starts_the_writing():
+    output = on_terminal(*LONG, "--steps", "1000000", until=b"\r[").replace("\r\n", "\n")
+    assert "\nstopped by Ctrl-C after " in output and len(samples(output)) == 2
+
+
+@posix
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_ends_the_training_and_starts_the_writing(workers):
+    child = start(*LONG, "--workers", str(workers), stdout=subprocess.PIPE, start_new_session=True)
+    while not child.stdout.readline().startswith("step "):
+        pass
+    os.killpg(child.pid, signal.SIGINT)             # as a terminal does: to the workers too
+    output, error = child.communicate()
+    assert (child.returncode, error) == (0, "")
+    assert re.search(r"^stopped by Ctrl-C after [\d,]+ of 2,000 steps$", output, re.MULTILINE)
+    assert len(samples(output)) == 2
+
+
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
+def test_an_output_that_was_closed_is_one_line(quiet):
+    reading, writing = os.pipe()
+    os.close(reading)
+    child = start(*TINY, *quiet, stdout=writing)
+    os.close(writing)
+    error = child.communicate()[1]
+    assert 0 < child.returncode < 128 and is_one_line(error), error
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_output_that_closes_during_training_is_one_line(workers):
+    child = start(*LONG, "--workers", workers, stdout=subprocess.PIPE)
+    while not child.stdout.readline().startswith("step "):
+        pass
+    child.stdout.close()
+    error = child.stderr.read()
+    child.stderr.close()
+    assert 0 < child.wait() < 128 and is_one_line(error), error
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
+def test_a_full_disk_is_one_line(quiet):
+    with open("/dev/full", "w") as full:
+        child = start(*TINY, *quiet, stdout=full)
+    error = child.communicate()[1]
+    assert 0 < child.returncode < 128 and is_one_line(error), error
+
+
+# --- what cannot be -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, raw, words", [
+    ("missing.txt", None, ["No such file"]),
+    (".", None, []),
+    ("empty.txt", b"", ["empty"]),
+    ("blank.txt", b"\n \n", ["empty"]),
+    ("image.bin", b"\x89PNG\r\n\x1a\n\0\0", ["not UTF-8", "line 1"]),
+    ("zeros.bin", b"ada\n\0\0", ["not UTF-8", "line 2"]),
+    ("latin1.txt", "søren".encode("latin-1"), ["not UTF-8", "line 1"]),
+    ("single.txt", b"ada\n", ["single document"]),
+])
+def test_a_file_that_cannot_be_learned_from_is_one_line(folder, name, raw, words):
+    if raw is not None:
+        (folder / name).write_bytes(raw)
+    fails([name], *([name] if "single" not in name else []), *words)
+
+
+def test_an_empty_file_name_is_an_error_and_not_the_bundled_names():
+    fails(["", "--steps", "1"])
+
+
+@pytest.mark.parametrize("args, words", [
+    (["--bogus"], ["--bogus", "--help"]),
+    (["--step", "3"], ["--step"]),                  # no abbreviations
+    (["--steps"], ["--steps", "--help"]),
+    (["another.txt"], ["another.txt"]),
+    (["--engine", "magic"], ["engine", "magic", "tensor", "value"]),
+    (["--n-embd", "18"], ["n_embd is 18", "n_head"]),
+    (["--prompt", "zoë"], ["'z'", "abcdefghijklmnoprstuvy"]),
+    (["--workers", "99"], ["workers is 99"]),
+    (["--n-embd", "1000000000"], ["n_embd is 1000000000"]),
+    (["--block-size", "999999999"], ["block_size is 999999999"]),
+    (["--n-embd", "1000000"], ["n_embd"]),
+    (["--block-size", "1000000"], ["block_size"]),
+    (["--n-layer", "20000"], ["n_layer"]),
+], ids=lambda x: " ".join(x) if x[0].startswith("--") else "")
+def test_an_option_that_cannot_be_is_one_line(args, words):
+    fails(["names.txt", *args], *words)
+
+
+WRONG = {
+    "n-layer n-head n-embd block-size steps batch-size workers max-tokens": "0 -1 1.5 many nan",
+    "warmup eval-every top-k samples": "-1 1.5 many nan",
+    "seed": "1.5 many nan",
+    "lr weight-decay clip temperature": "-1 -0.001 nan inf many",
+    "val-fraction": "-0.1 1 nan inf many",
+    "top-p": "-0.1 1.1 nan inf many",
+}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for names, values in WRONG.items()
+                                         for name in names.split() for value in values.split()])
+def test_a_number_that_cannot_be_is_one_line_that_names_the_option(name, value, capsys):
+    assert 0 < microgpt.main(["names.txt", f"--{name}", value]) < 128
+    output, error = capsys.readouterr()
+    assert output == "" and is_one_line(error), error
+    assert name in error.replace("_", "-") and value in error
+
+
+def test_the_tests_of_wrong_numbers_cover_every_option_that_takes_one():
+    options = re.findall(r"^ +--(\S+) [NX]\b", works("--help"), re.MULTILINE)
+    assert sorted(options) == sorted(" ".join(WRONG).split())
+
+
+def test_training_that_diverges_is_one_line_that_names_the_step():
+    result = command(*TINY, "--steps", "60", "--lr", "100", "--clip", "0", "--warmup", "0",
+                     "--weight-decay", "100")
+    says_one_line(result, "diverged")
+    assert re.search(r"at step \d+\b", result.stderr)
+
+
+def test_training_that_diverges_in_its_last_step_says_so_too(capsys, monkeypatch):
+    monkeypatch.setattr(microgpt.AdamW, "step", lambda self, gradients, *rates: [
+        row.__setitem__(0, math.nan) for name, row in self.params.items() if "bias" in name])
+    assert microgpt.main([*TINY, "--steps", "1"]) == 1
+    output, error = capsys.readouterr()
+    assert is_one_line(error) and "diverged" in error and samples(output) == []
+
+
+@posix
+def test_a_million_layers_are_counted_without_memory_for_them():
+    resource = pytest.importorskip("resource")
+    result = command("names.txt", "--n-layer", "1000000", preexec_fn=lambda: resource.setrlimit(
+        resource.RLIMIT_AS, (2 ** 29, 2 ** 29)))
+    says_one_line(result, "n_layer")
+
+
+# --- within this process ------------------------------------------------------------------------
+
+
+def test_main_returns_0_and_prints_samples(capsys):
+    assert microgpt.main(list(TINY)) == 0
+    output, error = capsys.readouterr()
+    assert len(samples(output)) == 2 and error == ""
+
+
+def test_main_takes_its_arguments_from_the_command_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["microgpt", *TINY, "--quiet"])
+    assert microgpt.main() == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """A function that has Ctrl-C come in the third step, so many times."""
+    def prepare(times):
+        def interrupted(step, *args):
+            for _ in range(times if step == 2 else 0):
+                signal.raise_signal(signal.SIGINT)
+            return learning_rate(step, *args)
+        monkeypatch.setattr(microgpt, "learning_rate", interrupted)
+
+    learning_rate = microgpt.learning_rate
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield prepare
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_completes_the_step_and_restores_the_handler(capsys, interrupt):
+    interrupt(times=1)
+    assert microgpt.main([*LONG, "--quiet"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert microgpt.main(list(LONG)) == 0
+    assert "stopped by Ctrl-C after 3 of 2,000 steps" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_twice_ends_it_at_once(capsys, interrupt):
+    interrupt(times=2)
+    assert microgpt.main(list(LONG)) == 130
+    output, error = capsys.readouterr()
+    assert is_one_line(error) and samples(output) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_worker_that_is_killed_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(microgpt, "learning_rate", lambda *args: [
+        worker.kill() for worker in multiprocessing.active_children()] and 0.0)
+    assert 0 < microgpt.main([*TINY, "--workers", "2"]) < 128
+    assert is_one_line(capsys.readouterr().err)
+
+
+def test_too_little_memory_is_one_line(capsys, monkeypatch):
+    def no_memory(*args, **options):
+        raise MemoryError
+    monkeypatch.setattr(microgpt, "GPT", no_memory)
+    assert microgpt.main(list(TINY)) == 1
+    assert is_one_line(capsys.readouterr().err)
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def test_importing_it_prints_nothing_and_loads_nothing_heavy():
+    code = ("import sys; before = set(sys.modules); import microgpt; heavy = {'numpy', 'torch', "
+            "'argparse', 'concurrent.futures', 'multiprocessing', 'signal', 'subprocess'}; "
+            "sys.exit(str(heavy & set(sys.modules) - before or ''))")
+    result = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(SCRIPT),
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    assert result.stdout.strip() == ""
+
+
+def test_a_copy_of_the_file_alone_works_with_a_file_and_says_so_without(folder):
+    if os.path.exists(os.path.join(sys.prefix, "share", "microgpt", "names.txt")):
+        pytest.skip("names are installed")
+    alone = folder / "alone"
+    alone.mkdir()
+    shutil.copy(SCRIPT, str(alone))
+    script = str(alone / "microgpt.py")
+    result = command(script=script)
+    says_one_line(result, "names.txt")
+    assert result.stdout == ""
+    assert command(*TINY, script=script).returncode == 0
