@@ -27,7 +27,8 @@ Part II, the tool
 
 One idea runs through it: the model is written once, as functions of rows of numbers, and *the
 numbers decide how it runs*. Floats give an answer and nothing else. `Value`s also record how the
-answer came about, so that every derivative can be taken. `Tensor`s record the same by the layer.
+answer came about, so that every derivative can be taken. `Tensor`s record the same, but one record
+serves a whole layer.
 
 Glossary
     token         what the model reads and writes: an integer that stands for a character
@@ -38,7 +39,8 @@ Glossary
     n_embd        width: how many numbers describe a token inside the model
     n_head        how many independent looks at the other tokens each attention takes
     n_layer       how many blocks (attention, then a small network) are stacked
-    block_size    how many tokens the model can see at once
+    block_size    how many tokens the model can see at once (nothing to do with blocks)
+    window        a piece of a document, short enough to be seen at once; several make a batch
     vocab_size    how many different tokens there are
 """
 
@@ -50,21 +52,21 @@ import sys
 import time
 from collections import namedtuple
 from dataclasses import dataclass
-from functools import lru_cache, singledispatch
+from functools import singledispatch
 from itertools import accumulate
 from operator import mul
 
 __version__ = "0.1.0"
 __all__ = [
-    "load_documents", "split_documents", "CharTokenizer", "windows", "pack",
-    "Value", "gradcheck", "exp", "log", "tanh", "dot", "softmax", "embedding", "add", "linear",
-    "layernorm", "gelu", "attention", "cross_entropy", "Config", "GPT", "parameter_shapes",
-    "AdamW", "clip", "learning_rate", "Tensor", "matmul", "transpose", "TrainConfig", "Step",
-    "Trainer", "batch_gradients", "evaluate", "sample", "stream", "generate", "main",
+    "load_documents", "split_documents", "CharTokenizer", "windows", "pack", "Value", "gradients",
+    "gradcheck", "exp", "log", "tanh", "dot", "softmax", "embedding", "add", "linear", "layernorm",
+    "gelu", "attention", "cross_entropy", "Config", "parameter_shapes", "parameter_count", "GPT",
+    "AdamW", "clip_factor", "learning_rate", "Tensor", "matmul", "transpose", "TrainConfig", "Step",
+    "batch_gradients", "evaluate", "Trainer", "sample", "stream", "generate", "main",
 ]
 
 def _check(values, **rules):
-    """ValueError unless each value is of its kind and in its range: name=(kind, low, high)."""
+    """Raise ValueError unless each value keeps its rule: name=(int or float, least, most)."""
     for name, (kind, low, high) in rules.items():
         x = values[name]
         if not isinstance(x, (int, kind)) or isinstance(x, bool) or not low <= x <= high:
@@ -73,7 +75,6 @@ def _check(values, **rules):
 
 
 # === 1. Documents ================================================================================
-#
 # A language model learns from examples of what it should write. Here an example is a document: one
 # line of a text file, be it a name, a recipe or a chess game. Some are held out: never trained on,
 # only used to measure the loss on text that cannot have been learned by heart.
@@ -84,15 +85,14 @@ def load_documents(path):
     Raises OSError if it cannot be read, ValueError if it is not text or holds no documents.
     """
     with open(path, "rb") as file:
-        raw = file.read()
+        raw = file.read().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
-        text = raw.replace(b"\0", b"\xff").decode("utf-8-sig")     # no text has zero bytes either
+        text = raw.replace(b"\0", b"\xff").decode("utf-8")     # no text has zero bytes either
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path} is not UTF-8 text: byte 0x{raw[error.start]:02x} in line {line}; "
                          "save it as UTF-8") from None
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    documents = [line for line in text.split("\n") if line.strip()]
+    documents = [line for line in text.lstrip("\ufeff").split("\n") if line.strip()]
     if not documents:
         raise ValueError(f"{path} is empty: write one document a line")
     return documents
@@ -107,12 +107,12 @@ def split_documents(documents, val_fraction=0.1, seed=0):
     if val_fraction and len(shuffled) < 2:
         raise ValueError("a single document cannot be split into training and held-out ones: "
                          "give more, one a line, or hold out none (val_fraction 0)")
-    n_val = max(1, round(len(shuffled) * val_fraction)) if val_fraction else 0
+    n = len(shuffled)
+    n_val = min(max(1, round(n * val_fraction)), n - 1) if val_fraction else 0
     return shuffled[n_val:], shuffled[:n_val]
 
 
 # === 2. Tokens ===================================================================================
-#
 # A network computes with numbers, so text is cut into tokens and each token has a number, its id.
 # Here a token is a character. One more, <|endoftext|>, stands before and after every document: so
 # the model learns how documents begin, and can say by itself that one is finished.
@@ -133,9 +133,9 @@ class CharTokenizer:
         """Text -> ids. Raises ValueError for a character that is not in the vocabulary."""
         unknown = [character for character in text if character not in self._ids]
         if unknown:
-            known = "".join(self.characters)
             raise ValueError(f"{unknown[0]!r} is not among the {self.end} characters that the "
-                             f"model knows: {known[:100]}{'...' * (len(known) > 100)}")
+                             f"model knows: {''.join(self.characters[:100])!r}"
+                             f"{'...' * (self.end > 100)}")
         return [self._ids[character] for character in text]
 
     def decode(self, ids): return "".join((self.characters + ["<|endoftext|>"])[i] for i in ids)
@@ -144,7 +144,7 @@ def windows(document, tokenizer, block_size):
     """A document's tokens with <|endoftext|> on both sides, in pieces of <= block_size + 1.
 
     In a window each token but the last is there to predict the next. Windows overlap by one token,
-    so every token of a document is predicted exactly once, however long the document.
+    so every token is predicted exactly once; a window sees nothing of the one before it.
     >>> windows("abbe", CharTokenizer(["abe"]), block_size=3)
     [[3, 0, 1, 1], [1, 2, 3]]
     """
@@ -164,11 +164,11 @@ def pack(batch):
 
 
 # === 3. Value ====================================================================================
-#
 # Training asks of every parameter: if it were a little larger, how would the loss change? A `Value`
 # is a number that remembers its children, which it was computed from, and its local gradients, its
 # own derivative by each child. The chain rule needs no more: multiply the local gradients along
-# every path from the loss down to the parameter, and add up the paths.
+# every path from the loss down to the parameter, and add up the paths. (In a b + a^2 two paths lead
+# to a; one gives b, the other 2a.)
 
 class Value:
     """A number that remembers where it came from.
@@ -186,6 +186,7 @@ class Value:
         self._children = children           # the Values it was computed from
         self._local_grads = local_grads     # d self / d child, for each of them
 
+    def gradient(self): return self.grad
     def __repr__(self): return f"{type(self).__name__}(data={self.data}, grad={self.grad})"
     def __float__(self): return float(self.data)
 
@@ -202,8 +203,8 @@ class Value:
     def __pow__(self, other):
         """d a^b / da = b a^(b-1); and if b is a Value too, d a^b / db = a^b log a, for a > 0."""
         a, b = self.data, float(other)
-        if a < 0 and b != int(b) or a <= 0 and isinstance(other, Value):
-            raise ValueError(f"{a} ** {other!r} has no real derivative: the base must be above 0")
+        if (a < 0 and b != int(b)) or (a <= 0 and isinstance(other, Value)):
+            raise ValueError(f"{a} ** {other!r} is not a real number with a real derivative")
         power, slope = a ** b, b * a ** (b - 1) if b else 0.0
         if isinstance(other, Value):
             return Value(power, (self, other), (slope, power * math.log(a)))
@@ -228,37 +229,41 @@ class Value:
         """Add d self / d v to `v.grad`, for every Value v that self was computed from.
 
         Why a topological order? Because a Value may hand its gradient to its children only when it
-        is complete, after all of its parents have added their share. Here c uses b twice; if b
-        handed on after the first share already, a would get 2 or 6:
+        is complete, after all of its parents have added their share. Here b has two parents, c and
+        d; if b handed on after d's share alone, a would get 2, and if again after c's, 8:
         >>> a = Value(3.0)
         >>> b = a + a
         >>> c = b + b
-        >>> c.backward()
+        >>> d = b + c
+        >>> d.backward()
         >>> a.grad, b.grad
-        (4.0, 2.0)
+        (6.0, 3.0)
 
         Why add and not set? Because a Value that is used twice gets a gradient from each use. For
         the same reason a second call adds to what the first one left in the leaves (Values without
         children: parameters, inputs), as if the losses had been added. To start afresh, set their
         grad to 0. Gradients between leaves and loss belong to one call, and each call clears them.
-        >>> c.backward()
+        >>> d.backward()
         >>> a.grad, b.grad
-        (8.0, 2.0)
+        (12.0, 3.0)
         """
         # 1) Order the graph, children before parents, by a depth-first walk. Its stack is a list:
-        #    a deep graph would overflow Python's own. A Value is opened (its children go on the
-        #    stack) and comes up again, under a None, when they have all been ordered. Leaves are
-        #    left out: they have nothing to hand on.
-        order, opened, stack = [], set(), [self] if self._children else []
+        #    a deep graph would overflow Python's own. A Value comes off the stack twice: first to
+        #    put itself, a None and its children there (its grad becomes None), then, found under
+        #    the None, to be ordered. Leaves are left out: they have nothing to hand on.
+        order, stack = [], [self] if self._children else []
         while stack:
             node = stack.pop()
             if node is None:
                 order.append(stack.pop())
-            elif node not in opened:
-                opened.add(node)
-                node.grad = 0.0             # clear what an earlier call has left
+            elif node.grad is not None:
+                node.grad = None
                 stack += node, None
-                stack += [child for child in node._children if child._children]
+                for child in node._children:
+                    if child._children and child.grad is not None:
+                        stack.append(child)
+        for node in order:
+            node.grad = 0.0
         # 2) From the loss down, each Value hands its gradient on.
         self.grad += 1.0                    # d self / d self
         for node in reversed(order):
@@ -275,26 +280,26 @@ class Value:
 
 def _map(function, x):
     """The function of every number of a number, a row or rows."""
-    if isinstance(x, (list, tuple)):
-        return [_map(function, item) for item in x]
-    return function(x)
+    if not isinstance(x, (list, tuple)):
+        return function(x)
+    return [_map(function, y) if isinstance(y, (list, tuple)) else function(y) for y in x]
+
+def _zeros(x): return _map(lambda _: 0.0, x)
 
 def gradients(params):
     """The gradients that backward() left in lifted parameters -> {name: floats of their shape}."""
-    return {name: _map(lambda x: x.grad, x) for name, x in params.items()}
+    return {name: _map(lambda value: value.gradient(), x) for name, x in params.items()}
 
 def gradcheck(f, params, number=Value, step=1e-5, tolerance=1e-6):
     """Is every derivative what nudging says it is? Returns the largest difference.
 
     f takes params, {name: float, row or rows}, lifted to Values, and returns a Value. Each number
     is moved up and down by `step`: (f(up) - f(down)) / (2 step) must equal its gradient within
-    `tolerance`, relative to the larger of the two or to 1. ArithmeticError names one that does not.
+    `tolerance`, relative to the larger of the two or to 1; ArithmeticError names one that does not.
     >>> gradcheck(lambda p: p["a"] * p["b"] + p["a"] ** 2, {"a": 2.0, "b": -3.0}) < 1e-9
     True
     """
     params = {name: _map(float, x) for name, x in params.items()}     # a copy, to be nudged
-    lifted = {name: number.lift(x) for name, x in params.items()}
-    f(lifted).backward()
 
     def check(holder, key, claimed, name):
         kept, measured = holder[key], 0.0
@@ -303,23 +308,24 @@ def gradcheck(f, params, number=Value, step=1e-5, tolerance=1e-6):
         for nudge in (step, -step):
             holder[key] = kept + nudge
             moved = {root: number.lift(x) for root, x in params.items()}
-            measured += float(f(moved)) / (2 * nudge)
+            measured += float(f(moved)) / (2 * nudge)          # f(up) counts +, f(down) -
         holder[key] = kept
         error = abs(claimed - measured) / max(1.0, abs(claimed), abs(measured))
         if not error <= tolerance:
             raise ArithmeticError(f"{name}: backward() says {claimed}, nudging says {measured}")
         return error
 
+    lifted = {name: number.lift(x) for name, x in params.items()}
+    f(lifted).backward()
     return max(check(params, name, claimed, name) for name, claimed in gradients(lifted).items())
 
 
 # === 4. Layers ===================================================================================
-#
 # A GPT is a few formulas applied over and over, each written here in plain arithmetic on rows of
 # numbers, a row per token. On floats the arithmetic gives an answer, on Values an answer that
 # remembers how it came about. These are the definitions; whatever is faster must agree with them.
-# `singledispatch` lets it give a layer another rule for another kind of rows, without touching the
-# model: it looks at the type of the first argument.
+# `singledispatch` lets chapter 7, or another program, give a layer a second rule for other rows,
+# without touching the model: it picks the rule by the type of the first argument.
 
 def exp(x): return x.exp() if isinstance(x, Value) else math.exp(x)
 def log(x): return x.log() if isinstance(x, Value) else math.log(x)
@@ -377,7 +383,7 @@ def linear(x, weight, bias=None):
 
 @singledispatch
 def layernorm(x, gain, bias, eps=1e-5):
-    """y = (x - mean) / sqrt(variance + eps) gain + bias, for each row by itself.
+    """y = gain (x - mean) / sqrt(variance + eps) + bias, for each row by itself.
 
     However large or small a row has become, the next layer sees it at one scale.
     x [n_tokens, n_embd], gain [n_embd], bias [n_embd] -> [n_tokens, n_embd]
@@ -395,9 +401,10 @@ GELU = math.sqrt(2 / math.pi), 0.044715
 
 @singledispatch
 def gelu(x):
-    """y = x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2: large x pass, negative x are stopped.
+    """y = x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, which is about x above 2, 0 below -2.
 
-    Without a bend like this between them, two linear layers are no more than one.
+    Without a bend like this between them, two linear layers are no more than one. This one is
+    smooth, so even a number that is held back still has a gradient by which to come back.
     [n_tokens, n] -> [n_tokens, n]
     Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2; GPT-2's choice.
     """
@@ -414,12 +421,13 @@ def attention(x, positions, n_head, past=None):
 
         scores = q k^T / sqrt(d)         out = softmax(scores) v
 
-    n_head times side by side, on d = n_embd / n_head numbers of the row each. A dot product of d
-    numbers grows like sqrt(d); divided by it, softmax stays a matter of degree. The causal mask is
-    a slice: the token at position p sees the p rows before its own and its own, so neither the
-    future nor another window of the batch. `past`, two lists, holds the keys and values of earlier
-    calls, and gets those of this one. x [n_tokens, 3 n_embd], positions [n_tokens] -> [n_tokens,
-    n_embd]. Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1, section 3.2.2.
+    n_head times side by side, on d = n_embd / n_head numbers of the row each. A sum of d products
+    is about sqrt(d) times the size of one; undivided, softmax would give all to a single token.
+    The causal mask is a slice: a token at position p, counted from 0 in its window, sees the p rows
+    before its own and its own, so neither the future nor another window of the batch.
+    x [n_tokens, 3 n_embd], positions [n_tokens] -> [n_tokens, n_embd]. `past`, two lists, holds the
+    keys and values of earlier calls, and gets those of this one.
+    Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1 and section 3.2.2.
     """
     n_embd = len(x[0]) // 3
     d = n_embd // n_head
@@ -443,8 +451,9 @@ def attention(x, positions, n_head, past=None):
 def cross_entropy(logits, targets):
     """The loss: the mean over the tokens of -log softmax(logits)[target], in nats.
 
-    0 is certain and right; log(vocab_size) is knowing nothing. Computed as log(sum e^logit) -
-    logit[target], the largest logit taken out first, it is finite however large the logits are.
+    0 is certain and right; log(vocab_size) knows nothing; e^loss is the number of equally likely
+    tokens that would leave one as much in doubt. Computed as log(sum e^logit) - logit[target], the
+    largest logit taken out first, it is finite however large the logits are.
     logits [n_tokens, vocab_size], targets [n_tokens] -> a number
     >>> cross_entropy([[1e4, -1e4], [0.0, 0.0]], [1, 0]) == (2e4 + math.log(2)) / 2
     True
@@ -457,11 +466,12 @@ def cross_entropy(logits, targets):
 
 
 # === 5. GPT ======================================================================================
-#
-# A token starts as a row of n_embd numbers: its embedding plus that of its position. The row passes
-# through the blocks, and each adds to it: what attention gathered from other tokens, then what a
-# small network (MLP) made of the row itself. In the end the row's dot product with the embedding of
-# a token is that token's logit. This is GPT-2's architecture, exactly.
+# A token starts as a row of n_embd numbers: its embedding plus that of its position, for attention
+# by itself has no sense of order. The row, the residual stream, passes through the blocks, and each
+# adds to it: what attention gathered from other tokens, then what a small network (MLP) made of the
+# row. As blocks only add, each learns a correction, and gradients reach the first as well as the
+# last. In the end the row's dot product with a token's embedding is that token's logit: one table
+# reads and writes, so a token is learned only once. This is GPT-2's architecture, exactly.
 
 @dataclass(frozen=True)
 class Config:
@@ -479,7 +489,10 @@ class Config:
                              f"{self.n_head}; try {self.n_embd + -self.n_embd % self.n_head}")
 
 def parameter_shapes(config):
-    """{name: shape} of every parameter. A weight is [n_out, n_in], a row for each output."""
+    """{name: shape} of every parameter, by GPT-2's names. A weight is [n_out, n_in]: a row for each
+    output. (GPT-2's own files hold the c_ weights the other way round.)"""
+    # wte, wpe: embeddings of tokens and positions; h.i: block i; ln: layernorm; c_attn: the row to
+    # q, k, v; c_fc: the row to the MLP's four times wider one; c_proj: back to the row.
     C = config.n_embd
     shapes = {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.block_size, C)}
     block = {"ln_1": (C,), "attn.c_attn": (3 * C, C), "attn.c_proj": (C, C),
@@ -489,6 +502,10 @@ def parameter_shapes(config):
         shapes[name + ".weight"], shapes[name + ".bias"] = shape, shape[:1]
     return shapes
 
+def parameter_count(config, part=""):
+    """How many numbers a model has, or a part of it, such as "wte", "attn", "mlp" or "h.0."."""
+    return sum(math.prod(x) for name, x in parameter_shapes(config).items() if part in name)
+
 class GPT:
     """A GPT-2: a Config and, under GPT-2's names, parameters that are rows of numbers."""
     def __init__(self, config, params=None, seed=0):
@@ -496,21 +513,18 @@ class GPT:
         self.params = params or self._initial_params(random.Random(seed))
 
     def _initial_params(self, rng):
-        """Gains 1, biases 0, weights random. GPT-2's deviation is 0.02, for positions 0.01, at width
-        768; narrower sums have fewer terms and get larger ones. The layers that add to the row, two
-        in each block, start smaller, so that many blocks do not add up to too much."""
+        """Gains 1, biases 0, weights random: with GPT-2's deviation of 0.02 (positions 0.01) at its
+        width of 768, and larger in narrower models, whose sums have fewer terms. The layers that
+        add to the row, two in a block, start smaller: many blocks shall not add up to too much."""
         params, std = {}, 0.02 * math.sqrt(768 / self.config.n_embd)
         scales = {"wpe": 0.5, "c_proj": 1 / math.sqrt(2 * self.config.n_layer)}
         for name, shape in parameter_shapes(self.config).items():
             s = std * math.prod(scale for part, scale in scales.items() if part in name)
-            params[name] = ([float(name.endswith("weight"))] * shape[0] if len(shape) == 1 else
-                            [[rng.gauss(0, s) for _ in range(shape[1])] for _ in range(shape[0])])
+            if len(shape) == 1:
+                params[name] = [1.0 if name.endswith("weight") else 0.0] * shape[0]
+            else:
+                params[name] = [[rng.gauss(0, s) for _ in range(shape[1])] for _ in range(shape[0])]
         return params
-
-    def parameter_count(self, part=""):
-        """How many numbers the model has, or one part of it: "wte", "attn", "mlp", "h.0."..."""
-        shapes = parameter_shapes(self.config)
-        return sum(math.prod(shape) for name, shape in shapes.items() if part in name)
 
     def lift(self, number):
         """The same model on other numbers: `Value` here, `Tensor` in chapter 7."""
@@ -555,11 +569,10 @@ class GPT:
 
 
 # === 6. Optimizer ================================================================================
-#
 # The gradient says which way the loss rises; to learn is to step the other way. How far? AdamW has
 # two averages for every parameter: m of its gradient, to even out the noise of small batches, and v
-# of its square, whose root is the gradient's usual size. A step by m / sqrt(v) is about 1 for every
-# parameter, on steep ground and on flat; the learning rate scales it.
+# of its square, whose root is the gradient's usual size. m / sqrt(v) is at most about 1, on steep
+# ground and on flat, and less where the gradient keeps changing its sign.
 
 def _rows(x):
     """A row or rows -> rows, so that biases and weights can be walked alike."""
@@ -573,19 +586,20 @@ class AdamW:
 
     m and v start at 0, too small; dividing by 1 - beta^t makes up for it. Decay draws the weights
     of linear layers towards 0, and leaves biases, gains and embeddings alone.
-    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
+    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2 (lr
+    multiplies the decay too, as in PyTorch).
     """
     def __init__(self, params, beta1=0.8, beta2=0.97, eps=1e-8, weight_decay=0.0):
         self.params, self.steps = params, 0
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
-        self.m = {name: _map(lambda _: 0.0, x) for name, x in params.items()}
-        self.v = {name: _map(lambda _: 0.0, x) for name, x in params.items()}
+        self.m = {name: _zeros(x) for name, x in params.items()}
+        self.v = {name: _zeros(x) for name, x in params.items()}
 
     def step(self, gradients, lr, factor=1.0):
         """Move every parameter once, against its gradient times the factor, at learning rate lr."""
         self.steps += 1
         beta1, beta2, sqrt = self.beta1, self.beta2, math.sqrt
-        # What all parameters have in common moves out of the loop: m and v are kept without their
+        # What all parameters have in common moves out of the loop: self.m and self.v do without the
         # factors 1 - beta; those and the corrections go into the learning rate and eps.
         root = sqrt((1 - beta2 ** self.steps) / (1 - beta2))
         rate = lr * root * (1 - beta1) / (1 - beta1 ** self.steps)
@@ -603,11 +617,11 @@ class AdamW:
                     v_row[i] = v = beta2 * v_row[i] + g * g
                     p_row[i] -= rate * m / (sqrt(v) + eps)
 
-def clip(gradients, limit):
+def clip_factor(gradients, limit):
     """The factor that shortens all gradients, as one long vector, to the limit; 0 is no limit.
 
-    A rare cliff in the loss would otherwise throw the parameters far off in one step.
-    Source: Pascanu, Mikolov and Bengio 2013, algorithm 1.
+    A rare cliff in the loss would otherwise throw the parameters far off in one step. Source:
+    Pascanu, Mikolov and Bengio 2013, "On the difficulty of training RNNs", algorithm 1.
     """
     norm = math.hypot(*[math.hypot(*row) for x in gradients.values() for row in _rows(x)])
     return limit / norm if limit and norm > limit else 1.0
@@ -615,7 +629,7 @@ def clip(gradients, limit):
 def learning_rate(step, steps, peak, warmup=0):
     """Up in a line to the peak over `warmup` steps, then down in a line to 0 after the last.
 
-    Rising, Adam's averages fill before they are trusted; falling, the parameters come to rest.
+    Rising, Adam's averages get over their first noise; falling, the parameters come to rest.
     >>> [learning_rate(step, steps=5, peak=1.0, warmup=1) for step in range(5)]
     [1.0, 1.0, 0.75, 0.5, 0.25]
     """
@@ -625,37 +639,15 @@ def learning_rate(step, steps, peak, warmup=0):
 
 
 # === 7. Tensor ===================================================================================
-#
 # A graph of single numbers shows everything and is slow: ten thousand nodes for one short name. A
 # `Tensor` is a Value whose data is rows of numbers. Each layer makes a single node, with a rule,
 # worked out once on paper, that turns the gradient of its output into those of its inputs. The
-# derivation stands above each rule (dy is d loss / d y); the tests compare them with chapter 4.
-
-@lru_cache(None)
-def _matmul_for(width):
-    """A function that multiplies rows of this width, with their dot products written out.
-
-    Python takes longer to go round a loop than to multiply, so every width that comes up gets a
-    function without an inner loop. Wide rows leave the loop to C, which is then faster.
-    """
-    if width > (16 if hasattr(math, "sumprod") else 64):
-        return lambda A, B: [[_sumprod(a, b) for b in B] for a in A]
-    source = f"""
-def multiply(A, B):
-    C = []
-    for {"".join(f"a{i}, " for i in range(width))} in A:
-        row = []
-        for {"".join(f"b{i}, " for i in range(width))} in B:
-            row.append({" + ".join(f"a{i}*b{i}" for i in range(width))})
-        C.append(row)
-    return C"""
-    scope = {}
-    exec(source, scope)
-    return scope["multiply"]
+# formulas stand above the rule; dy is d loss / d y, and so on. To check a rule, of your own too:
+# gradcheck(lambda params: GPT(config, params).loss(batch), model.params, Tensor).
 
 def matmul(A, B):
     """Every row of A times every row of B, all floats: [n, k], [m, k] -> A B^T [n, m]."""
-    return _matmul_for(len(A[0]))(A, B)
+    return [[_sumprod(a, b) for b in B] for a in A]
 
 def transpose(A): return list(zip(*A))          # [n, m] -> [m, n]
 
@@ -664,40 +656,49 @@ class Tensor(Value):
 
     `rule` turns the gradient of this Tensor into those of its children. Scalar and fused nodes mix
     in one graph: t[i] takes a Tensor apart, down to single numbers, so that a layer which has no
-    rule for Tensors, only plain arithmetic, runs on them too.
+    rule for Tensors, only plain arithmetic, runs on them too (and so do the layers after it).
     >>> t = Tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> loss = t[1][0] * t[0][1]
     >>> loss.backward()
     >>> t.grad
     [[0.0, 3.0], [2.0, 0.0]]
     """
-    __slots__ = ()       # Value's; in the place of local gradients stands the rule
+    __slots__ = ()
 
-    @classmethod
-    def lift(cls, x): return cls(x)
+    def __init__(self, data, children=(), rule=None):
+        super().__init__(data, children, rule)          # the rule in place of local gradients
+
+    lift = classmethod(lambda cls, x: cls(x))
 
     def __getitem__(self, key):
         def rule(dy):
-            whole = _map(lambda _: 0.0, self.data)
+            whole = _zeros(self.data)
             whole[key] = dy
             return [whole]
         return Tensor(self.data[key], [self], rule)
 
+    def gradient(self): return self.grad if isinstance(self.grad, list) else _zeros(self.data)
     def __len__(self): return len(self.data)
-    def __add__(self, other):
-        return add(self, other) if isinstance(self.data, list) else super().__add__(other)
+    def __add__(self, other): return super(Tensor, self._one()).__add__(other)
+    def __mul__(self, other): return super(Tensor, self._one()).__mul__(other)
+
+    def _one(self):
+        if isinstance(self.data, (list, tuple)):
+            raise TypeError("a Tensor of many numbers has no arithmetic of its own: use a layer, "
+                            "such as add, or take it apart, as in t[0][0]")
+        return self
 
     def _hand_on(self):
         for child, grad in zip(self._children, self._local_grads(self.grad)):
             child._receive(grad)
 
     def _receive(self, grad):
-        if not isinstance(self.grad, list):          # a single number, or the first to arrive
-            self.grad = grad if isinstance(grad, list) else self.grad + grad
-        elif isinstance(grad[0], (list, tuple)):
-            self.grad = add(self.grad, grad)
-        else:
-            self.grad = [a + b for a, b in zip(self.grad, grad)]
+        if isinstance(self.grad, list):
+            grad = (add(self.grad, grad) if isinstance(grad[0], (list, tuple)) else
+                    [a + b for a, b in zip(self.grad, grad)])
+        elif not isinstance(grad, list):             # a single number
+            grad += self.grad
+        self.grad = grad
 
 @embedding.register(Tensor)
 def _(table, ids):
@@ -711,7 +712,9 @@ def _(table, ids):
 
 @add.register(Tensor)
 def _(x, y):
-    # Both slopes are 1.
+    # dx = dy = the gradient of the sum
+    if not isinstance(y, Tensor):                    # rows of Values, from a layer without a rule
+        return add.dispatch(object)(x, y)
     return Tensor(add(x.data, y.data), [x, y], lambda dy: (dy, dy))
 
 @linear.register(Tensor)
@@ -723,14 +726,14 @@ def _(x, weight, bias=None):
     def rule(dy):
         dy_columns = transpose(dy)
         return (matmul(dy, transpose(weight.data)), matmul(dy_columns, transpose(x.data)),
-                list(map(sum, dy_columns)))
+                list(map(sum, dy_columns)))          # the last of no use if there is no bias
 
     return Tensor(linear(*[child.data for child in children]), children, rule)
 
 @layernorm.register(Tensor)
 def _(x, gain, bias, eps=1e-5):
-    # n = (x - mean) s, s = 1 / sqrt(variance + eps), y = n gain + bias. By way of mean and s every
-    # x_j moves every n_i: dn_i/dx_j = s ([i = j] - 1/C - n_i n_j / C). So with u = dy gain,
+    # n = (x - mean) s, s = 1 / sqrt(variance + eps), y = n gain + bias. dmean/dx_j = 1 / C and
+    # ds/dx_j = -s^2 n_j / C make dn_i/dx_j = s ([i = j] - 1/C - n_i n_j / C); so with u = dy gain,
     # dx = s (u - mean(u) - n mean(u n))       dgain = sum_t dy n       dbias = sum_t dy
     width = len(gain.data)
     normal, scales = [], []
@@ -745,7 +748,7 @@ def _(x, gain, bias, eps=1e-5):
         for row, n, s in zip(dy, normal, scales):
             u = [a * g for a, g in zip(row, gain.data)]
             mean_u, mean_un = sum(u) / width, _sumprod(u, n) / width
-            dx.append([s * (a - mean_u - b * mean_un) for a, b in zip(u, n)])
+            dx.append([s * (u_i - mean_u - n_i * mean_un) for u_i, n_i in zip(u, n)])
         d_gain = [_sumprod(a, b) for a, b in zip(dy_columns, transpose(normal))]
         return dx, d_gain, list(map(sum, dy_columns))
 
@@ -755,21 +758,21 @@ def _(x, gain, bias, eps=1e-5):
 @gelu.register(Tensor)
 def _(x):
     # y = x h, h = (1 + tanh u) / 2, u = c (x + d x^3). As tanh' = 1 - tanh^2, dh/du = 2 h (1 - h):
-    # dy/dx = h + x 2 h (1 - h) c (1 + 3 d x^2)
+    # dy/dx = h + 2 x h (1 - h) c (1 + 3 d x^2)
     c, d = GELU
     y, slopes = [], []
     for row in x.data:
-        h = [0.5 + 0.5 * math.tanh(c * a * (1.0 + d * a * a)) for a in row]
-        y.append([a * b for a, b in zip(row, h)])
-        slopes.append([b + a * b * (1.0 - b) * (2 * c + 6 * c * d * a * a) for a, b in zip(row, h)])
+        hs = [0.5 + 0.5 * math.tanh(c * a * (1.0 + d * a * a)) for a in row]
+        y.append([a * h for a, h in zip(row, hs)])
+        slopes.append([h + a * h * (1 - h) * (2 * c + 6 * c * d * a * a) for a, h in zip(row, hs)])
     return Tensor(y, [x], lambda dy: [[[a * b for a, b in zip(*rows)] for rows in zip(dy, slopes)]])
 
 @attention.register(Tensor)
 def _(x, positions, n_head, past=None):
-    # For each window and each head, O = A V with A = softmax(S), S = Q K^T / sqrt(d), and so
-    # dV = A^T dO    dA = dO V^T    dS = A (dA - sum_s A dA) / sqrt(d)    dQ = dS K    dK = dS^T Q
-    # What may not be seen has weight 0 in A, and so no part in any sum. q, k, v and their gradients
-    # are kept by columns, since a head is a range of columns.
+    # For each window and each head, O = A V, A = softmax(S / sqrt(d)) by rows, S = Q K^T. With
+    # dA_s/dS_r = A_s ([s = r] - A_r) / sqrt(d),  dS = A (dA - sum_s A dA) / sqrt(d),  dA = dO V^T,
+    # dQ = dS K,   dK = dS^T Q,   dV = A^T dO. What may not be seen has weight 0 in A, so no part in
+    # any sum. A head is a range of columns, so q, k, v and their gradients are kept by columns.
     if past is not None:
         raise ValueError("past keys and values are for generation, which runs on floats")
     n_embd = len(x.data[0]) // 3
@@ -784,7 +787,7 @@ def _(x, positions, n_head, past=None):
             scores = matmul(transpose(q), transpose(k))
             A = [softmax([s * scale for s in row[:t + 1]]) + [0.0] * (len(row) - t - 1)
                  for t, row in enumerate(scores)]
-            out += matmul(v, A)
+            out += matmul(v, A)                      # (A V)^T
             saved.append((q, k, v, A))
         y += transpose(out)
 
@@ -797,9 +800,9 @@ def _(x, positions, n_head, past=None):
                 for a, da in zip(A, matmul(transpose(dO), transpose(v))):
                     mean = _sumprod(a, da)
                     dS.append([w * (b - mean) * scale for w, b in zip(a, da)])
-                dq += matmul(k, dS)
-                dk += matmul(q, transpose(dS))
-                dv += matmul(dO, transpose(A))
+                dq += matmul(k, dS)                  # (dS K)^T
+                dk += matmul(q, transpose(dS))       # (dS^T Q)^T
+                dv += matmul(dO, transpose(A))       # (A^T dO)^T
             dx += transpose(dq + dk + dv)
         return [dx]
 
@@ -807,7 +810,7 @@ def _(x, positions, n_head, past=None):
 
 @cross_entropy.register(Tensor)
 def _(logits, targets):
-    # loss = mean_t (log sum_j e^l_tj - l_t[target]):   dl_tj = (softmax(l_t)_j - [j = target]) / n
+    # loss = mean_t (log sum_j e^l_tj - l_t[target]), so dl_tj = (softmax(l_t)_j - [j = target]) / n
     def rule(d_loss):
         d_logits = [softmax(row) for row in logits.data]
         for row, target in zip(d_logits, targets):
@@ -817,10 +820,9 @@ def _(logits, targets):
 
 
 # === 8. Training =================================================================================
-#
-# A step: take a few documents, compute their loss and its gradients, move every parameter against
-# its gradient. After a few hundred steps the model has what the documents have in common. All that
-# is random follows from the seed: the same run gives the same bits.
+# A step: take a few windows, compute their loss and its gradients, move every parameter against its
+# gradient. Training loss that falls while held-out loss rises is learning by heart. All that is
+# random follows from the seed: on the same Python the same run gives the same bits.
 
 ENGINES = {"tensor": Tensor, "value": Value}
 
@@ -832,9 +834,9 @@ class TrainConfig:
     lr: float = 0.01            # the learning rate at its peak
     warmup: int = 40            # steps until then
     weight_decay: float = 0.0
-    clip: float = 1.0           # longest gradient, 0 for any
+    clip: float = 1.0           # longest gradient, 0: no limit
     val_fraction: float = 0.1   # share of the documents that is held out
-    eval_every: int = 0         # steps from one held-out loss to the next, 0 for none
+    eval_every: int = 0         # steps from one held-out loss to the next, 0: none
     engine: str = "tensor"      # or "value"
     workers: int = 1            # processes that share each batch
     seed: int = 42
@@ -864,19 +866,19 @@ def batch_gradients(model, batch, engine="tensor"):
         if collecting:
             gc.enable()
 
-def evaluate(model, batch):
-    """The mean loss of a model of floats on a list of windows, in nats a token; makes no graph."""
-    counts = [len(window) - 1 for window in batch]
-    return sum(model.loss([window]) * n for window, n in zip(batch, counts)) / sum(counts)
+def evaluate(model, windows, most=500):
+    """The mean loss of a model of floats on windows, in nats a token; 500 give it to about 0.02."""
+    counts = [len(window) - 1 for window in windows[:most]]
+    return sum(model.loss([window]) * n for window, n in zip(windows, counts)) / sum(counts)
 
 class Trainer:
-    """Trains a model on documents: an iterator that makes a step and reports it, `steps` times.
+    """Trains a model in place: an iterator that makes a step and reports it, `steps` times.
 
-    model.params change in place. With workers, each batch is shared among processes, or handed to
-    any `executor` with the interface of concurrent.futures (chapter 10).
+    Workers (chapter 10) are processes, or any `executor` like those of concurrent.futures.
     """
     def __init__(self, model, tokenizer, documents, config=TrainConfig(), executor=None):
-        self.model, self.config, self.executor, self.step = model, config, executor, 0
+        self.model, self.config, self.step = model, config, 0
+        self.executor, self._pool = executor, None
         self.documents, self.val_documents = split_documents(
             documents, config.val_fraction, config.seed)
         self.windows, self.val_windows = (
@@ -886,15 +888,14 @@ class Trainer:
         self._epoch = None
 
     def batch(self, step):
-        """The windows of a step, which depend on the seed and the step alone, so that a run can be
-        taken up where it was left: the next ones of all, shuffled anew in every epoch."""
+        """A step's windows, by seed and step alone: the next of all, shuffled in every epoch."""
         batch, size = [], self.config.batch_size
         for i in range(step * size, (step + 1) * size):
-            epoch, i = divmod(i, len(self.windows))
+            epoch, place = divmod(i, len(self.windows))
             if epoch != self._epoch:
                 rng = random.Random(f"{self.config.seed} {epoch}")
                 self._epoch, self._shuffled = epoch, rng.sample(self.windows, len(self.windows))
-            batch.append(self._shuffled[i])
+            batch.append(self._shuffled[place])
         return batch
 
     def __iter__(self): return self
@@ -902,6 +903,7 @@ class Trainer:
     def __next__(self):
         config = self.config
         if self.step >= config.steps:
+            self.close()
             raise StopIteration
         started = time.perf_counter()
         batch = self.batch(self.step)
@@ -913,30 +915,32 @@ class Trainer:
             raise ArithmeticError(f"the loss is {loss} at step {self.step + 1}: training has "
                                   f"diverged; try an lr below {config.lr}, or clip 1")
         lr = learning_rate(self.step, config.steps, config.lr, config.warmup)
-        self.optimizer.step(grads, lr, clip(grads, config.clip))
+        self.optimizer.step(grads, lr, clip_factor(grads, config.clip))
         self.step += 1
         speed = sum(len(window) - 1 for window in batch) / (time.perf_counter() - started)
         look = config.eval_every and self.step % config.eval_every == 0 and self.val_windows
-        return Step(self.step, loss, lr, speed, self.evaluate() if look else None)
+        val_loss = evaluate(self.model, self.val_windows) if look else None
+        return Step(self.step, loss, lr, speed, val_loss)
 
-    def evaluate(self):
-        """The held-out loss; of the first 500 windows, which gives it to about 0.02."""
-        return evaluate(self.model, self.val_windows[:500])
+    def close(self):
+        """Let worker processes go, if the Trainer started any."""
+        if self._pool:
+            self._pool.shutdown()
+            self._pool = self.executor = None
 
 
 # === 9. Generation ===============================================================================
-#
 # To write is to predict, again and again: the logits of the last token become probabilities, one
-# token is drawn from them and joins the text. The keys and values of tokens that have been read do
-# not change, so they are kept, and a new token costs the work of one row.
+# token is drawn from them and joins the text. Keys and values of tokens that have been read do not
+# change, as no token sees a later one; they are kept, and a new token costs the work of one row.
 
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, rng=random):
     """Draw a token id by its row of logits (floats).
 
-    The temperature divides the logits: below 1 the likely gets likelier, above 1 the rare gets its
-    chance, 0 takes the likeliest. top_k keeps only the k likeliest tokens (0: all), top_p only the
-    fewest, likeliest first, that together reach the probability p (Holtzman et al. 2020, "The
-    Curious Case of Neural Text Degeneration", section 3.1).
+    Dividing the logits by the temperature makes the probabilities p go as p^(1/temperature): below
+    1 the likely gets likelier, above 1 the rare gets its chance, 0 takes the likeliest. top_k keeps
+    the k likeliest tokens (0: all); top_p, of these, the fewest, likeliest first, whose share of
+    the probability reaches p (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration").
     >>> sample([0.1, 2.0, 0.3], temperature=0)
     1
     """
@@ -945,14 +949,15 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, rng=random):
     if temperature == 0:
         return ids[0]
     probs = softmax([(logits[i] - logits[ids[0]]) / temperature for i in ids[:top_k or None]])
-    n = 1 + sum(reached < top_p for reached in accumulate(probs[:-1]))
+    n = 1 + sum(reached < top_p for reached in accumulate(probs[:-1]))     # 1 + those short of p
     return rng.choices(ids[:n], probs[:n])[0]
 
 def stream(model, tokens, max_tokens=200, temperature=1.0, top_k=0, top_p=1.0, seed=None, end=None):
     """Continue a list of token ids: yields new ids until `end` is drawn, which is not yielded.
 
-    `end` is the last id of the vocabulary if not given; `seed` an int, a random.Random or None.
-    When the block is full its older half is forgotten, so the text can go on.
+    `end` is by default the last id, `seed` an int, a random.Random or None. Of a long prompt the
+    last block_size tokens are read. When the block is full, its newer half is read again, from
+    position 0, and the text goes on.
     """
     rng = seed if isinstance(seed, random.Random) else random.Random(seed)
     block_size = model.config.block_size
@@ -976,11 +981,34 @@ def generate(model, tokenizer, prompt="", **options):
 
 
 # === 10. Speed ===================================================================================
-#
-# Two more things make it fast without changing what it computes. A model that writes has rows of
-# floats, and these can be multiplied by matmul. And as the windows of a batch do not depend on each
-# other, several processes can share them: each sends back the mean loss and the gradients of its
-# part, and those of the batch are their averages, weighted by the number of predictions.
+# Three more things make it fast without changing what it computes. matmul gets code of its own for
+# every width. A model that writes has rows of floats, and these can go by matmul too. And as the
+# windows of a batch do not depend on each other, several processes can share them.
+
+_plain_matmul, _multipliers = matmul, {}
+
+def matmul(A, B):
+    """The matmul of chapter 7, by a function for rows of this width with the dot products written
+    out: Python takes longer to go round a loop than to multiply, so that one has no inner loop."""
+    width = len(A[0])
+    if width not in _multipliers:
+        _multipliers[width] = _multiplier(width)
+    return _multipliers[width](A, B)
+
+def _multiplier(width):
+    if width > (16 if hasattr(math, "sumprod") else 64):
+        return _plain_matmul                # whose loop is in C, and faster for wide rows
+    scope = {}
+    exec(f"""
+def multiply(A, B):
+    C = []
+    for {"".join(f"a{i}, " for i in range(width))} in A:
+        row = []
+        for {"".join(f"b{i}, " for i in range(width))} in B:
+            row.append({" + ".join(f"a{i}*b{i}" for i in range(width))})
+        C.append(row)
+    return C""", scope)
+    return scope["multiply"]
 
 @linear.register(list)
 def _(x, weight, bias=None):
@@ -991,12 +1019,13 @@ def _(x, weight, bias=None):
     return y if bias is None else [[a + b for a, b in zip(row, bias)] for row in y]
 
 def _shared_gradients(trainer, batch):
-    """batch_gradients, shared among the workers of a Trainer."""
+    """batch_gradients by a Trainer's workers: the averages of what they send back, each weighted by
+    its number of predictions. Same seed, same number of workers: the same bits."""
     config, n = trainer.config, min(trainer.config.workers, len(batch))
     if trainer.executor is None:
         import signal
         from concurrent.futures import ProcessPoolExecutor
-        trainer.executor = ProcessPoolExecutor(      # leaving Ctrl-C to the process that trains
+        trainer.executor = trainer._pool = ProcessPoolExecutor(     # Ctrl-C is not for workers
             config.workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     parts = [batch[i::n] for i in range(n)]
     results = trainer.executor.map(batch_gradients, [trainer.model] * n, parts, [config.engine] * n)
@@ -1013,7 +1042,6 @@ def _shared_gradients(trainer, batch):
 
 
 # === 11. Command line ============================================================================
-#
 # `python microgpt.py` reads documents, says what it will do, does it, and shows what it learned.
 # Bad input gets one line on stderr and a non-zero exit; nothing is done by half.
 
@@ -1055,11 +1083,12 @@ def _parser():
 
     group("the model", Config(1), n_layer="blocks", n_head="heads in each attention",
           n_embd="width", block_size="tokens that it can see at once")
-    group("training", TrainConfig(), steps="how many", batch_size="documents in a step",
+    group("training", TrainConfig(), steps="how many",
+          batch_size="windows (documents, or pieces of long ones) in a step",
           lr="learning rate at its peak", warmup="steps until the peak",
-          weight_decay="draw weights towards 0, as in AdamW", clip="longest gradient, 0 for any",
+          weight_decay="draw weights towards 0, as in AdamW", clip="longest gradient, 0: no limit",
           val_fraction="share of documents to hold out",
-          eval_every="steps between looks at the held-out loss, 0 for none",
+          eval_every="steps between looks at the held-out loss, 0: none",
           engine="tensor, or value: the same, number by number",
           workers="processes to share a batch", seed="decides all that is random")
     group("writing", argparse.Namespace(samples=20, prompt="", temperature=0.7, top_k=0, top_p=1.0,
@@ -1077,8 +1106,12 @@ def _train(trainer, say):
     import signal
     live, steps = getattr(sys.stdout, "isatty", bool)(), trainer.config.steps
     started, shown, recent, held_out, stop = time.perf_counter(), 0.0, [], "", []
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, lambda *_: stop.append(signal.signal(signal.SIGINT, before)))
+
+    def on_interrupt(*_):          # a second Ctrl-C acts as it did before
+        stop.append(True)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         for step in trainer:
             recent = recent[-99:] + [step]
@@ -1097,6 +1130,7 @@ def _train(trainer, say):
                 break
     finally:
         signal.signal(signal.SIGINT, before)
+        trainer.close()
         say("\n" if live else "", end="")
     if stop:
         say(f"stopped by Ctrl-C after {trainer.step:,} of {steps:,} steps")
@@ -1121,7 +1155,7 @@ def _run(argv):
     sample([0.0], **writing)
     _check(vars(args), samples=(int, 0, 10 ** 9), max_tokens=(int, 1, 10 ** 9))
     tokenizer.encode(args.prompt)
-    count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    count = parameter_count(config)
     if count > MOST_PARAMETERS:
         raise ValueError(f"{count:,} parameters are too many for plain Python: the most is "
                          f"{MOST_PARAMETERS:,}; try a smaller n_embd, n_layer or block_size")
@@ -1129,20 +1163,23 @@ def _run(argv):
     trainer = Trainer(model, tokenizer, documents, training)
     # 2) Say what will be done, and do it.
     letters = "".join(filter(str.isprintable, tokenizer.characters))
-    part = model.parameter_count
+    wte, wpe, attn, mlp, ln = (parameter_count(config, part)
+                               for part in ("wte", "wpe", "attn", "mlp", "ln_"))
     say(f"documents   {args.file or 'the bundled names'}: {len(documents):,}, of which "
         f"{len(trainer.val_documents):,} held out")
     say(f"characters  {sum(map(len, documents)):,}; {len(tokenizer.characters):,} different ones: "
         f"{letters[:27]}{'...' * (len(letters) > 27)}")
     say(f"model       n_layer {config.n_layer}, n_head {config.n_head}, n_embd {config.n_embd}, "
         f"block_size {config.block_size}, vocab_size {config.vocab_size}")
-    say(f"parameters  {count:,}: {part('wte') + part('wpe'):,} in embeddings, {part('attn'):,} in "
-        f"attention, {part('mlp'):,} in MLPs, {part('ln_'):,} in norms")
-    say(f"training    {training.steps:,} steps of {training.batch_size} documents, lr "
-        f"{training.lr}, {training.engine} engine\n")
+    say(f"parameters  {count:,}: {wte + wpe:,} in embeddings, {attn:,} in attention, {mlp:,} in "
+        f"MLPs, {ln:,} in norms")
+    say(f"training    {training.steps:,} steps of {training.batch_size} windows, lr {training.lr}, "
+        f"{training.engine} engine\n")
     loss = _train(trainer, say)
     # 3) Say what was learned, and write.
-    held_out = f"{trainer.evaluate():.3f} on held-out documents, " if trainer.val_windows else ""
+    held_out = ""
+    if trainer.val_windows:
+        held_out = f"{evaluate(model, trainer.val_windows):.3f} on held-out documents, "
     say(f"\nloss        {held_out}{loss:.3f} in training; knowing nothing is "
         f"{math.log(config.vocab_size):.3f}\n")
     known, writing["seed"] = set(documents), random.Random(args.seed)
@@ -1166,7 +1203,7 @@ def main(argv=None):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MemoryError:
         message, status = "not enough memory: try a smaller n_embd, n_layer or batch_size", 1
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError, RuntimeError) as error:
         message, status = str(error), 1
     print(f"microgpt: {message}", file=sys.stderr)
     return status

@@ -17,7 +17,8 @@ SCRIPT = os.path.abspath(microgpt.__file__)
 NAMES = "ada bob cleo dan eve fay gus hal ida joe kim leo mia ned oda pam ray sue tom una".split()
 TINY = ("names.txt", "--steps", "3", "--samples", "2", "--n-embd", "8", "--batch-size", "2")
 LONG = TINY + ("--steps", "2000", "--n-embd", "4")      # shows a line every 200 steps
-ENV = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+ENV = {name: x for name, x in os.environ.items() if not name.startswith("PYTHON")}
+ENV["PYTHONIOENCODING"] = "utf-8"
 
 posix = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 
@@ -132,6 +133,14 @@ def test_engines_and_workers_give_the_same_losses_and_samples(option):
     assert len(results()[0]) >= 3 * 2 + 3           # two losses a step, three in the end
 
 
+def test_the_seed_also_decides_the_initial_parameters():
+    def loss(seed):             # before any training, of all the documents, whatever their order
+        output = works(*TINY, "--lr", "0", "--val-fraction", "0", "--batch-size", "20", "--steps",
+                       "1", "--samples", "0", "--seed", seed)
+        return re.search(r"step 1/1  loss (\S+)", output)[1]
+    assert loss("1") == loss("1") != loss("2")
+
+
 def test_max_tokens_bounds_the_length_of_samples():
     output = works(*TINY, "--max-tokens", "2", "--samples", "20", "--temperature", "5", "--quiet")
     assert max(map(len, output.splitlines())) == 2
@@ -172,7 +181,7 @@ def test_output_has_80_columns_at_most(folder, size):
 
 
 def test_on_a_pipe_there_are_plain_lines():
-    output = subprocess.check_output([sys.executable, SCRIPT, *TINY])
+    output = subprocess.check_output([sys.executable, SCRIPT, *TINY], env=ENV)
     assert b"\r" not in output.replace(os.linesep.encode(), b"\n") and b"\x1b" not in output
 
 
@@ -212,16 +221,19 @@ def on_terminal(*args, until=None):
 @posix
 def test_on_a_terminal_one_live_line_is_rewritten():
     output = on_terminal(*TINY)
-    live = [line for line in re.split(r"\r\n|\r|\n", output) if line.startswith("[")]
-    assert "\r[############] 3/3  loss " in output
-    assert live and all(len(line) <= 80 for line in live)
-    assert "\nstep " not in output
+    assert "\r[############] 3/3  loss " in output and "\nstep " not in output
 
 
 @posix
 def test_ctrl_c_on_a_terminal_ends_the_training_and_starts_the_writing():
-    output = on_terminal(*LONG, "--steps", "1000000", until=b"\r[").replace("\r\n", "\n")
+    output = on_terminal(*LONG, "--steps", "200000", until=b"\r[").replace("\r\n", "\n")
     assert "\nstopped by Ctrl-C after " in output and len(samples(output)) == 2
+
+
+@posix
+def test_the_live_line_is_cut_to_80_columns():
+    output = on_terminal(*LONG, "--steps", "200000", "--eval-every", "1", until=b"\r[")
+    assert max(map(len, re.split(r"[\r\n]+", output))) <= 80
 
 
 @posix
@@ -237,11 +249,11 @@ def test_ctrl_c_ends_the_training_and_starts_the_writing(workers):
     assert len(samples(output)) == 2
 
 
-@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
-def test_an_output_that_was_closed_is_one_line(quiet):
+@pytest.mark.parametrize("option", [(), ("--quiet",), ("--help",)])
+def test_an_output_that_was_closed_is_one_line(option):
     reading, writing = os.pipe()
     os.close(reading)
-    child = start(*TINY, *quiet, stdout=writing)
+    child = start(*TINY, *option, stdout=writing)
     os.close(writing)
     error = child.communicate()[1]
     assert 0 < child.returncode < 128 and is_one_line(error), error
@@ -259,10 +271,10 @@ def test_an_output_that_closes_during_training_is_one_line(workers):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
-def test_a_full_disk_is_one_line(quiet):
+@pytest.mark.parametrize("option", [(), ("--quiet",), ("--help",)])
+def test_a_full_disk_is_one_line(option):
     with open("/dev/full", "w") as full:
-        child = start(*TINY, *quiet, stdout=full)
+        child = start(*TINY, *option, stdout=full)
     error = child.communicate()[1]
     assert 0 < child.returncode < 128 and is_one_line(error), error
 
@@ -359,10 +371,12 @@ def test_a_million_layers_are_counted_without_memory_for_them():
 # --- within this process ------------------------------------------------------------------------
 
 
-def test_main_returns_0_and_prints_samples(capsys):
+def test_main_returns_0_prints_samples_and_leaves_ctrl_c_as_it_was(capsys):
+    before = signal.getsignal(signal.SIGINT)
     assert microgpt.main(list(TINY)) == 0
     output, error = capsys.readouterr()
     assert len(samples(output)) == 2 and error == ""
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_main_takes_its_arguments_from_the_command_line(capsys, monkeypatch):
@@ -425,10 +439,10 @@ def test_too_little_memory_is_one_line(capsys, monkeypatch):
 def test_importing_it_prints_nothing_and_loads_nothing_heavy():
     code = ("import sys; before = set(sys.modules); import microgpt; heavy = {'numpy', 'torch', "
             "'argparse', 'concurrent.futures', 'multiprocessing', 'signal', 'subprocess'}; "
-            "sys.exit(str(heavy & set(sys.modules) - before or ''))")
+            "sys.exit(', '.join(heavy & set(sys.modules) - before) or 0)")
     result = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(SCRIPT),
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
-    assert result.stdout.strip() == ""
+                            env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert (result.returncode, result.stdout) == (0, b"")
 
 
 def test_a_copy_of_the_file_alone_works_with_a_file_and_says_so_without(folder):

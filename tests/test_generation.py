@@ -86,6 +86,10 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(logits, p):
     assert drawable(logits, top_p=p) == set(nucleus)
 
 
+def test_top_p_that_is_reached_exactly_is_enough():
+    assert drawable([0.0, 0.0, -1e3], top_p=0.5) == {0}
+
+
 def test_top_p_counts_the_probability_among_the_top_k():
     logits = [math.log(x) for x in (0.4, 0.3, 0.2, 0.1)]
     assert drawable(logits, top_p=0.5) == {0, 1}

@@ -105,7 +105,7 @@ def test_three_steps(case, engine):
     for _ in range(steps):
         loss, gradients = microgpt.batch_gradients(model, case["windows"], engine)
         losses.append(loss)
-        factors.append(microgpt.clip(gradients, case["limit"]))
+        factors.append(microgpt.clip_factor(gradients, case["limit"]))
         optimizer.step(gradients, lr, factors[-1])
     assert min(factors) < 1                         # it really was clipped
     assert differences(losses, case["losses"]) == []

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microgpt import (Tensor, Value, add, attention, cross_entropy, dot, embedding, gelu, gradcheck,
+from microgpt import (GPT, Config, Tensor, Value, add, attention, batch_gradients,
+                      cross_entropy, dot, embedding, gelu, gradcheck,
                       gradients, layernorm, linear, matmul, softmax, transpose)
 
 
@@ -195,9 +196,28 @@ def test_tensor_taken_apart_puts_gradients_in_their_places():
     assert len(t) == 2 and len(row) == 3 and float(t[0][2]) == 3.0
 
 
-def test_tensors_add_number_by_number_and_not_end_to_end():
-    y = Tensor([[1.0, 2.0]]) + Tensor([[3.0, 4.0]])
-    assert y.data == [[4.0, 6.0]]
+def test_a_plain_layer_in_the_middle_of_the_model_trains_on_every_engine(monkeypatch):
+    monkeypatch.setattr("microgpt.gelu", lambda x: [[v * v * 0.5 for v in row] for row in x])
+    model = GPT(Config(vocab_size=4, n_layer=2, n_head=2, n_embd=4, block_size=4), seed=2)
+    loss, grads = batch_gradients(model, [[3, 0, 1, 3], [2, 2]], "value")
+    fused_loss, fused_grads = batch_gradients(model, [[3, 0, 1, 3], [2, 2]], "tensor")
+    assert fused_loss == pytest.approx(loss, rel=1e-13)
+    for row, other in zip(grads["h.0.mlp.c_fc.weight"], fused_grads["h.0.mlp.c_fc.weight"]):
+        assert other == pytest.approx(row, rel=1e-10, abs=1e-14)
+
+
+@pytest.mark.parametrize("data", [[1.0, 2.0], [[1.0, 2.0]]])
+def test_tensors_of_many_numbers_refuse_arithmetic(data):
+    for operation in (lambda t: t + t, lambda t: t * 2, lambda t: 2 * t, lambda t: t - t,
+                      lambda t: t / 2, lambda t: t ** 2, lambda t: -t):
+        with pytest.raises(TypeError):
+            operation(Tensor(data))
+
+
+@pytest.mark.parametrize("number", [Value, Tensor])
+def test_parameters_that_the_loss_does_not_use_have_gradient_zero(number):
+    params = {"x": [[1.0, 2.0]], "unused": [[1.0, 2.0], [3.0, 4.0]]}
+    assert gradcheck(lambda p: cross_entropy(p["x"], [0]), params, number) < 1e-6
 
 
 def test_backward_of_tensors_twice_adds_to_the_leaves_only():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microgpt import AdamW, clip, learning_rate
+from microgpt import AdamW, clip_factor, learning_rate
 
 
 def test_the_first_step_is_the_learning_rate_whatever_the_gradient():
@@ -40,10 +40,10 @@ def test_decay_spares_biases_gains_and_embeddings():
 @given(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3), st.floats(0.01, 10))
 def test_clipping_shortens_the_whole_gradient_to_the_limit(numbers, limit):
     grads = {"w": [[numbers[0], numbers[1]]], "b": [numbers[2]]}
-    factor = clip(grads, limit)
+    factor = clip_factor(grads, limit)
     norm = math.sqrt(sum(x * x for x in numbers))
     assert factor * norm == pytest.approx(min(norm, limit))
-    assert clip(grads, 0) == 1.0
+    assert clip_factor(grads, 0) == 1.0
 
 
 def test_a_factor_scales_the_gradient_of_a_step():

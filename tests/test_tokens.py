@@ -38,7 +38,7 @@ def test_empty_text_has_no_tokens(tokenizer):
 
 
 def test_an_unseen_character_is_an_error_that_names_it_and_shows_the_alphabet(tokenizer):
-    with pytest.raises(ValueError, match="'z' is not among the 7 characters.*: abcdelo$"):
+    with pytest.raises(ValueError, match="'z' is not among the 7 characters.*: 'abcdelo'$"):
         tokenizer.encode("adz")
 
 
@@ -46,7 +46,7 @@ def test_a_long_alphabet_is_shown_in_part():
     characters = "".join(map(chr, range(0x4e00, 0x4e00 + 1000)))
     with pytest.raises(ValueError) as error:
         CharTokenizer([characters]).encode("z")
-    assert characters[:100] + "..." in str(error.value) and len(str(error.value)) < 200
+    assert characters[:100] + "'..." in str(error.value) and len(str(error.value)) < 200
 
 
 def test_the_error_for_an_unseen_character_is_one_printable_line():

@@ -77,6 +77,12 @@ def test_a_topological_order_is_needed_and_used():
     a = Value(3.0)
     b = a + a
     c = b + b
+    d = b + c
+    d.backward()
+    assert (a.grad, b.grad, c.grad) == (6.0, 3.0, 1.0)
+    a = Value(3.0)
+    b = a + a
+    c = b + b
     c.backward()
     assert (a.grad, b.grad) == (4.0, 2.0)
 
