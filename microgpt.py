@@ -82,8 +82,7 @@ def _check(values, **rules):
 def load_documents(path):
     """Read a UTF-8 text file: one document a line, blank lines skipped, BOM and CRLF tolerated.
 
-    Raises OSError if it cannot be read, ValueError if it is not text or holds no documents.
-    """
+    Raises OSError if it cannot be read, ValueError if it is not text or holds no documents."""
     with open(path, "rb") as file:
         raw = file.read().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
@@ -376,8 +375,7 @@ def add(x, y):
 def linear(x, weight, bias=None):
     """y = x W^T + b: each output is a weighted sum of the token's inputs, plus a bias.
 
-    x [n_tokens, n_in], weight [n_out, n_in], bias [n_out] -> [n_tokens, n_out]
-    """
+    x [n_tokens, n_in], weight [n_out, n_in], bias [n_out] -> [n_tokens, n_out]"""
     y = [[dot(row, w) for w in weight] for row in x]
     return y if bias is None else [[a + b for a, b in zip(row, bias)] for row in y]
 
@@ -387,8 +385,7 @@ def layernorm(x, gain, bias, eps=1e-5):
 
     However large or small a row has become, the next layer sees it at one scale.
     x [n_tokens, n_embd], gain [n_embd], bias [n_embd] -> [n_tokens, n_embd]
-    Source: Ba, Kiros and Hinton 2016, "Layer Normalization", equation 4.
-    """
+    Source: Ba, Kiros and Hinton 2016, "Layer Normalization", equation 4."""
     out = []
     for row in x:
         mean = sum(row) / len(row)
@@ -427,8 +424,7 @@ def attention(x, positions, n_head, past=None):
     before its own and its own, so neither the future nor another window of the batch.
     x [n_tokens, 3 n_embd], positions [n_tokens] -> [n_tokens, n_embd]. `past`, two lists, holds the
     keys and values of earlier calls, and gets those of this one.
-    Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1 and section 3.2.2.
-    """
+    Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1 and section 3.2.2."""
     n_embd = len(x[0]) // 3
     d = n_embd // n_head
     keys, values = past or ([], [])
@@ -531,11 +527,10 @@ class GPT:
         return GPT(self.config, {name: number.lift(x) for name, x in self.params.items()})
 
     def __call__(self, tokens, positions=None, cache=None):
-        """The forward pass: token ids -> a row of logits for the token that follows each of them.
+        """The forward pass: [n_tokens] ids -> [n_tokens, vocab_size] logits of what follows each.
 
         `positions` tell where each token stands in its document; without them the tokens are one
-        document, from its start or from where the cache ends. [n_tokens] -> [n_tokens, vocab_size]
-        """
+        document, from its start or from where the cache ends."""
         p = self.params
         if positions is None:
             start = len(cache[0][0]) if cache else 0
@@ -587,8 +582,7 @@ class AdamW:
     m and v start at 0, too small; dividing by 1 - beta^t makes up for it. Decay draws the weights
     of linear layers towards 0, and leaves biases, gains and embeddings alone.
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2 (lr
-    multiplies the decay too, as in PyTorch).
-    """
+    multiplies the decay too, as in PyTorch)."""
     def __init__(self, params, beta1=0.8, beta2=0.97, eps=1e-8, weight_decay=0.0):
         self.params, self.steps = params, 0
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
@@ -621,8 +615,7 @@ def clip_factor(gradients, limit):
     """The factor that shortens all gradients, as one long vector, to the limit; 0 is no limit.
 
     A rare cliff in the loss would otherwise throw the parameters far off in one step. Source:
-    Pascanu, Mikolov and Bengio 2013, "On the difficulty of training RNNs", algorithm 1.
-    """
+    Pascanu, Mikolov and Bengio 2013, "On the difficulty of training RNNs", algorithm 1."""
     norm = math.hypot(*[math.hypot(*row) for x in gradients.values() for row in _rows(x)])
     return limit / norm if limit and norm > limit else 1.0
 
@@ -752,8 +745,7 @@ def _(x, gain, bias, eps=1e-5):
         d_gain = [_sumprod(a, b) for a, b in zip(dy_columns, transpose(normal))]
         return dx, d_gain, list(map(sum, dy_columns))
 
-    y = [[a * g + b for a, g, b in zip(n, gain.data, bias.data)] for n in normal]
-    return Tensor(y, [x, gain, bias], rule)
+    return Tensor(layernorm(x.data, gain.data, bias.data, eps), [x, gain, bias], rule)
 
 @gelu.register(Tensor)
 def _(x):
@@ -843,10 +835,9 @@ class TrainConfig:
 
     def __post_init__(self):
         _check(vars(self), steps=(int, 1, 10 ** 9), batch_size=(int, 1, 10 ** 5),
-               lr=(float, 0, 100), warmup=(int, 0, 10 ** 9), weight_decay=(float, 0, 100),
-               clip=(float, 0, 10 ** 9), val_fraction=(float, 0, 0.99),
-               eval_every=(int, 0, 10 ** 9), workers=(int, 1, self.batch_size),
-               seed=(int, -math.inf, math.inf))
+               workers=(int, 1, self.batch_size), lr=(float, 0, 100), warmup=(int, 0, 10 ** 9),
+               eval_every=(int, 0, 10 ** 9), weight_decay=(float, 0, 100), clip=(float, 0, 10 ** 9),
+               val_fraction=(float, 0, 0.99), seed=(int, -math.inf, math.inf))
         if self.engine not in ENGINES:
             raise ValueError(f"engine is {self.engine!r}: it must be {' or '.join(ENGINES)}")
 
@@ -866,16 +857,22 @@ def batch_gradients(model, batch, engine="tensor"):
         if collecting:
             gc.enable()
 
+def _finite(loss, when):
+    if not math.isfinite(loss):
+        raise ArithmeticError(f"the loss is {loss} {when}: training has diverged; try a smaller "
+                              "lr, or clip 1")
+    return loss
+
 def evaluate(model, windows, most=500):
     """The mean loss of a model of floats on windows, in nats a token; 500 give it to about 0.02."""
     counts = [len(window) - 1 for window in windows[:most]]
-    return sum(model.loss([window]) * n for window, n in zip(windows, counts)) / sum(counts)
+    mean = sum(model.loss([w]) * n for w, n in zip(windows, counts)) / sum(counts)
+    return _finite(mean, "when evaluated")
 
 class Trainer:
     """Trains a model in place: an iterator that makes a step and reports it, `steps` times.
 
-    Workers (chapter 10) are processes, or any `executor` like those of concurrent.futures.
-    """
+    Workers (chapter 10) are processes, or any `executor` like those of concurrent.futures."""
     def __init__(self, model, tokenizer, documents, config=TrainConfig(), executor=None):
         self.model, self.config, self.step = model, config, 0
         self.executor, self._pool = executor, None
@@ -911,9 +908,7 @@ class Trainer:
             loss, grads = _shared_gradients(self, batch)
         else:
             loss, grads = batch_gradients(self.model, batch, config.engine)
-        if not math.isfinite(loss):
-            raise ArithmeticError(f"the loss is {loss} at step {self.step + 1}: training has "
-                                  f"diverged; try an lr below {config.lr}, or clip 1")
+        _finite(loss, f"at step {self.step + 1}")
         lr = learning_rate(self.step, config.steps, config.lr, config.warmup)
         self.optimizer.step(grads, lr, clip_factor(grads, config.clip))
         self.step += 1
@@ -939,8 +934,8 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, rng=random):
 
     Dividing the logits by the temperature makes the probabilities p go as p^(1/temperature): below
     1 the likely gets likelier, above 1 the rare gets its chance, 0 takes the likeliest. top_k keeps
-    the k likeliest tokens (0: all); top_p, of these, the fewest, likeliest first, whose share of
-    the probability reaches p (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration").
+    the k likeliest tokens (0: all); top_p, of these, the fewest, likeliest first, that hold a share
+    p of the probability (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration").
     >>> sample([0.1, 2.0, 0.3], temperature=0)
     1
     """
@@ -957,8 +952,7 @@ def stream(model, tokens, max_tokens=200, temperature=1.0, top_k=0, top_p=1.0, s
 
     `end` is by default the last id, `seed` an int, a random.Random or None. Of a long prompt the
     last block_size tokens are read. When the block is full, its newer half is read again, from
-    position 0, and the text goes on.
-    """
+    position 0, and the text goes on."""
     rng = seed if isinstance(seed, random.Random) else random.Random(seed)
     block_size = model.config.block_size
     end = model.config.vocab_size - 1 if end is None else end
@@ -1148,7 +1142,7 @@ def _run(argv):
                                 if name in kind.__dataclass_fields__})
 
     # 1) Everything that can be wrong is found before the training.
-    documents = load_documents(args.file or _bundled_names())
+    documents = load_documents(_bundled_names() if args.file is None else args.file)
     tokenizer = CharTokenizer(documents)
     config, training = pick(Config, vocab_size=tokenizer.vocab_size), pick(TrainConfig)
     writing = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p")}
@@ -1171,17 +1165,15 @@ def _run(argv):
         f"{letters[:27]}{'...' * (len(letters) > 27)}")
     say(f"model       n_layer {config.n_layer}, n_head {config.n_head}, n_embd {config.n_embd}, "
         f"block_size {config.block_size}, vocab_size {config.vocab_size}")
-    say(f"parameters  {count:,}: {wte + wpe:,} in embeddings, {attn:,} in attention, {mlp:,} in "
-        f"MLPs, {ln:,} in norms")
+    say(f"parameters  {count:,}: embeddings {wte + wpe:,}, attention {attn:,}, MLP {mlp:,}, "
+        f"norms {ln:,}")
     say(f"training    {training.steps:,} steps of {training.batch_size} windows, lr {training.lr}, "
         f"{training.engine} engine\n")
     loss = _train(trainer, say)
     # 3) Say what was learned, and write.
-    held_out = ""
-    if trainer.val_windows:
-        held_out = f"{evaluate(model, trainer.val_windows):.3f} on held-out documents, "
-    say(f"\nloss        {held_out}{loss:.3f} in training; knowing nothing is "
-        f"{math.log(config.vocab_size):.3f}\n")
+    held_out = evaluate(model, trainer.val_windows or trainer.windows)
+    say(f"\nloss        {f'{held_out:.3f} held out, ' if trainer.val_windows else ''}{loss:.3f} in "
+        f"training; knowing nothing is {math.log(config.vocab_size):.3f}\n")
     known, writing["seed"] = set(documents), random.Random(args.seed)
     for _ in range(args.samples):
         text = generate(model, tokenizer, args.prompt, max_tokens=args.max_tokens, **writing)
@@ -1193,7 +1185,11 @@ def main(argv=None):
     try:
         if hasattr(sys.stdout, "reconfigure"):      # for a terminal that lacks a letter
             sys.stdout.reconfigure(errors="backslashreplace")
-        _run(sys.argv[1:] if argv is None else list(argv))
+        try:
+            _run(sys.argv[1:] if argv is None else list(argv))
+        except SystemExit:          # after --help
+            pass
+        print(end="", flush=True)
         return 0
     except KeyboardInterrupt:
         message, status = "interrupted", 130

@@ -97,9 +97,6 @@ def test_baseline(tmp_path, names, end):
     script.write_text(FAKE.replace("END", repr(end)), encoding="utf-8")
     rows = table(run(names, "--baseline", script))
     assert set(rows) == {*ROWS, *BASELINE_ROWS}
-    assert 9 < number(rows["one document, baseline, least"]) < 100
-    assert number(rows["one document, baseline, mean"]) < 1000
-    assert 100 < number(rows["generation, baseline"]) < 11000      # 200 tokens in over 20 ms
     for label in BASELINE_ROWS:
         assert number(rows[label]) > 0, label
     for label in "tensor engine to baseline", "value engine to baseline", "generation to baseline":

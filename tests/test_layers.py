@@ -7,9 +7,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microgpt import (GPT, Config, Tensor, Value, add, attention, batch_gradients,
-                      cross_entropy, dot, embedding, gelu, gradcheck,
-                      gradients, layernorm, linear, matmul, softmax, transpose)
+from microgpt import (
+    GPT,
+    Config,
+    Tensor,
+    Value,
+    add,
+    attention,
+    batch_gradients,
+    cross_entropy,
+    dot,
+    embedding,
+    gelu,
+    gradcheck,
+    gradients,
+    layernorm,
+    linear,
+    matmul,
+    softmax,
+    transpose,
+)
 
 
 def rows(n, m, seed=0, scale=1.0):
@@ -33,7 +50,7 @@ LAYERS = {
     "add to itself": (lambda p: add(p["x"], p["x"]), {"x": rows(3, 4)}),
     "linear": (lambda p: linear(p["x"], p["w"], p["b"]),
                {"x": rows(3, 4), "w": rows(5, 4, 1), "b": rows(1, 5, 2)[0]}),
-    "linear without bias": (lambda p: linear(p["x"], p["w"]), {"x": rows(3, 4), "w": rows(5, 4, 1)}),
+    "linear, no bias": (lambda p: linear(p["x"], p["w"]), {"x": rows(3, 4), "w": rows(5, 4, 1)}),
     "linear, wide": (lambda p: linear(p["x"], p["w"]), {"x": rows(1, 70), "w": rows(2, 70, 1)}),
     "linear, width 1": (lambda p: linear(p["x"], p["w"]), {"x": rows(2, 1), "w": rows(2, 1, 1)}),
     "layernorm": (lambda p: layernorm(p["x"], p["g"], p["b"]),

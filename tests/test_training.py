@@ -6,8 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from microgpt import (GPT, CharTokenizer, Config, TrainConfig, Trainer, batch_gradients, evaluate,
-                      windows)
+from microgpt import (
+    GPT,
+    CharTokenizer,
+    Config,
+    TrainConfig,
+    Trainer,
+    batch_gradients,
+    evaluate,
+    windows,
+)
 
 DOCUMENTS = ["ada", "bob", "abba", "dada", "cab", "bad", "dab", "cad", "abcabcabcabc", "d"]
 
