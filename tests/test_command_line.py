@@ -236,8 +236,9 @@ def test_ctrl_c_on_a_terminal_ends_the_training_and_starts_the_writing():
 
 @posix
 def test_the_live_line_is_cut_to_80_columns():
+    # Training is so wild that the losses have many digits.
     output = on_terminal(*LONG, "--steps", "200000", "--eval-every", "1", "--lr", "100", "--warmup",
-                         "0", "--clip", "0", until=b"\r[")         # a loss of many digits
+                         "0", "--clip", "0", "--max-tokens", "9", until=b"\r[")
     assert max(map(len, re.split(r"[\r\n]+", output))) <= 80
 
 
@@ -421,6 +422,11 @@ def test_ctrl_c_twice_ends_it_at_once(capsys, interrupt):
     output, error = capsys.readouterr()
     assert is_one_line(error) and samples(output) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_no_worker_outlives_main(capsys):
+    assert microgpt.main([*TINY, "--workers", "2"]) == 0
+    assert multiprocessing.active_children() == []
 
 
 def test_a_worker_that_is_killed_is_one_line(capsys, monkeypatch):
