@@ -395,7 +395,6 @@ def layernorm(x, gain, bias, eps=1e-5):
     return out
 
 GELU = math.sqrt(2 / math.pi), 0.044715
-
 @singledispatch
 def gelu(x):
     """y = x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, which is about x above 2, 0 below -2.
@@ -479,7 +478,8 @@ class Config:
     n_embd: int = 16
 
     def __post_init__(self):
-        _check(vars(self), **dict.fromkeys(vars(self), (int, 1, 10 ** 6)))
+        _check(vars(self), n_layer=(int, 1, 999), **dict.fromkeys(
+            ("vocab_size", "block_size", "n_head", "n_embd"), (int, 1, 10 ** 6)))
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd is {self.n_embd}: it must be a multiple of n_head, which is "
                              f"{self.n_head}; try {self.n_embd + -self.n_embd % self.n_head}")
@@ -616,8 +616,8 @@ def clip_factor(gradients, limit):
 
     A rare cliff in the loss would otherwise throw the parameters far off in one step. Source:
     Pascanu, Mikolov and Bengio 2013, "On the difficulty of training RNNs", algorithm 1."""
-    norm = math.hypot(*[math.hypot(*row) for x in gradients.values() for row in _rows(x)])
-    return limit / norm if limit and norm > limit else 1.0
+    norms = (math.hypot(*row) for x in gradients.values() for row in _rows(x))
+    return limit / max(math.hypot(*norms), limit) if limit else 1.0
 
 def learning_rate(step, steps, peak, warmup=0):
     """Up in a line to the peak over `warmup` steps, then down in a line to 0 after the last.
@@ -844,13 +844,13 @@ class TrainConfig:
 # What a step reports: the loss is its batch's, before the step; val_loss is None if not measured.
 Step = namedtuple("Step", "step loss learning_rate tokens_per_second val_loss")
 
-def batch_gradients(model, batch, engine="tensor"):
-    """The loss of a batch of windows and its gradients: (float, {name: floats})."""
+def batch_gradients(model, batch, engine="tensor", share=1.0):
+    """A share of the loss of a batch of windows, and its gradients: (float, {name: floats})."""
     collecting = gc.isenabled()
     gc.disable()          # Python would search the growing graph for cycles, which it does not have
     try:
         lifted = model.lift(ENGINES[engine])
-        loss = lifted.loss(batch)
+        loss = lifted.loss(batch) * share
         loss.backward()
         return float(loss), gradients(lifted.params)
     finally:
@@ -1013,8 +1013,8 @@ def _(x, weight, bias=None):
     return y if bias is None else [[a + b for a, b in zip(row, bias)] for row in y]
 
 def _shared_gradients(trainer, batch):
-    """batch_gradients by a Trainer's workers: the averages of what they send back, each weighted by
-    its number of predictions. Same seed, same number of workers: the same bits."""
+    """batch_gradients by a Trainer's workers: the sum of what they send back, each of them working
+    on its share of the predictions. Same seed, same number of workers: the same bits."""
     config, n = trainer.config, min(trainer.config.workers, len(batch))
     if trainer.executor is None:
         import signal
@@ -1022,17 +1022,16 @@ def _shared_gradients(trainer, batch):
         trainer.executor = trainer._pool = ProcessPoolExecutor(     # Ctrl-C is not for workers
             config.workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     parts = [batch[i::n] for i in range(n)]
-    results = trainer.executor.map(batch_gradients, [trainer.model] * n, parts, [config.engine] * n)
-    losses, grads = zip(*results)
     counts = [sum(len(window) - 1 for window in part) for part in parts]
-    shares = [count / sum(counts) for count in counts]
-
-    def average(tables):
-        if isinstance(tables[0][0], list):
-            return [average(rows) for rows in zip(*tables)]
-        return [_sumprod(shares, numbers) for numbers in zip(*tables)]
-
-    return _sumprod(shares, losses), {name: average([g[name] for g in grads]) for name in grads[0]}
+    losses, grads = zip(*trainer.executor.map(
+        batch_gradients, [trainer.model] * n, parts, [config.engine] * n,
+        [count / sum(counts) for count in counts]))
+    total = {}
+    for name in grads[0]:
+        tables = [_rows(part[name]) for part in grads]
+        rows = [list(map(sum, zip(*rows))) for rows in zip(*tables)]
+        total[name] = rows if tables[0] is grads[0][name] else rows[0]
+    return sum(losses), total
 
 
 # === 11. Command line ============================================================================
@@ -1194,8 +1193,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     except OSError as error:
-        message, status = f"{error.filename or 'the output'}: {error.strerror}", 1
-        if not error.filename:      # else Python would complain again, flushing it at exit
+        name = "the output" if error.filename is None else repr(error.filename)
+        message, status = f"{name}: {error.strerror}", 1
+        if error.filename is None:      # else Python would complain again, flushing it at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MemoryError:
         message, status = "not enough memory: try a smaller n_embd, n_layer or batch_size", 1

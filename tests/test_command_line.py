@@ -424,9 +424,20 @@ def test_ctrl_c_twice_ends_it_at_once(capsys, interrupt):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_no_worker_outlives_main(capsys):
-    assert microgpt.main([*TINY, "--workers", "2"]) == 0
-    assert multiprocessing.active_children() == []
+@pytest.mark.parametrize("ctrl_c", [0, 1])
+def test_no_worker_outlives_main(ctrl_c, capsys, monkeypatch, interrupt):
+    class Kept(microgpt.Trainer):       # so that it is not for the garbage collector to end them
+        kept = []
+
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.kept.append(self)
+
+    monkeypatch.setattr(microgpt, "Trainer", Kept)
+    interrupt(times=ctrl_c)
+    assert microgpt.main([*TINY, "--steps", "4", "--workers", "2"]) == 0
+    assert ("stopped by Ctrl-C" in capsys.readouterr().out) == bool(ctrl_c)
+    assert Kept.kept and multiprocessing.active_children() == []
 
 
 def test_a_worker_that_is_killed_is_one_line(capsys, monkeypatch):
