@@ -751,12 +751,12 @@ def _(x, gain, bias, eps=1e-5):
 def _(x):
     # y = x h, h = (1 + tanh u) / 2, u = c (x + d x^3). As tanh' = 1 - tanh^2, dh/du = 2 h (1 - h):
     # dy/dx = h + 2 x h (1 - h) c (1 + 3 d x^2)
-    c, d = GELU
-    y, slopes = [], []
+    (c, d), tanh, y, slopes = GELU, math.tanh, [], []
+    e, f = 2 * c, 6 * c * d
     for row in x.data:
-        hs = [0.5 + 0.5 * math.tanh(c * a * (1.0 + d * a * a)) for a in row]
+        hs = [0.5 + 0.5 * tanh(c * a * (1.0 + d * a * a)) for a in row]
         y.append([a * h for a, h in zip(row, hs)])
-        slopes.append([h + a * h * (1 - h) * (2 * c + 6 * c * d * a * a) for a, h in zip(row, hs)])
+        slopes.append([h + a * h * (1.0 - h) * (e + f * a * a) for a, h in zip(row, hs)])
     return Tensor(y, [x], lambda dy: [[[a * b for a, b in zip(*rows)] for rows in zip(dy, slopes)]])
 
 @attention.register(Tensor)
