@@ -9,7 +9,7 @@ leaves out what small models on a laptop can do without: GPUs, dropout, mixed pr
     python microgpt.py --help           # everything else
 
 It is a command, a library (`import microgpt`) and a tutorial: read it from here to the end. Each
-chapter uses only what came before it, and the `>>>` examples are run by the tests.
+chapter can be understood from those before it, and the `>>>` examples are run by the tests.
 
 Part I, the tutorial
     1. Documents     what there is to learn from
@@ -1039,7 +1039,7 @@ def _shared_gradients(trainer, batch):
 # Bad input gets one line on stderr and a non-zero exit; nothing is done by half.
 
 COLUMNS = 79
-MOST_PARAMETERS = 10 ** 7      # for more, see the faster arithmetic in examples/
+MOST_PARAMETERS = 10 ** 7      # a step of a larger model would take many minutes
 
 def _bundled_names():
     """The bundled names: beside this file, or where installing it has put them."""
