@@ -1129,6 +1129,42 @@ def _train(trainer, say):
         say(f"stopped by Ctrl-C after {trainer.step:,} of {steps:,} steps")
     return loss
 
+def _prepare(args):
+    """Find all that can be wrong before the training -> documents, tokenizer, Trainer."""
+    def pick(kind, **extra):       # the fields of a config from the options of the same names
+        return kind(**extra, **{name: x for name, x in vars(args).items()
+                                if name in kind.__dataclass_fields__})
+
+    documents = load_documents(_bundled_names() if args.file is None else args.file)
+    tokenizer = CharTokenizer(documents)
+    config, training = pick(Config, vocab_size=tokenizer.vocab_size), pick(TrainConfig)
+    _check(vars(args), samples=(int, 0, 10 ** 9), max_tokens=(int, 1, 10 ** 9))
+    sample([0.0], args.temperature, args.top_k, args.top_p)
+    tokenizer.encode(args.prompt)
+    count = parameter_count(config)
+    if count > MOST_PARAMETERS:
+        raise ValueError(f"{count:,} parameters are too many for plain Python: the most is "
+                         f"{MOST_PARAMETERS:,}; try a smaller n_embd, n_layer or block_size")
+    model = GPT(config, seed=args.seed)
+    return documents, tokenizer, Trainer(model, tokenizer, documents, training)
+
+def _announce(say, source, documents, tokenizer, trainer):
+    """Say what the training will be."""
+    shape, training = trainer.model.config, trainer.config
+    letters = "".join(filter(str.isprintable, tokenizer.characters))
+    total, wte, wpe, attn, mlp, ln = (parameter_count(shape, part)
+                                      for part in ("", "wte", "wpe", "attn", "mlp", "ln_"))
+    say(f"documents   {source}: {len(documents):,}, of which "
+        f"{len(trainer.val_documents):,} held out")
+    say(f"characters  {sum(map(len, documents)):,}; {len(tokenizer.characters):,} different ones: "
+        f"{letters[:27]}{'...' * (len(letters) > 27)}")
+    say(f"model       n_layer {shape.n_layer}, n_head {shape.n_head}, n_embd {shape.n_embd}, "
+        f"block_size {shape.block_size}, vocab_size {shape.vocab_size}")
+    say(f"parameters  {total:,}: embeddings {wte + wpe:,}, attention {attn:,}, MLP {mlp:,}, "
+        f"norms {ln:,}")
+    say(f"training    {training.steps:,} steps of {training.batch_size} windows, lr {training.lr}, "
+        f"{training.engine} engine\n")
+
 def _run(argv):
     args = _parser().parse_args(argv[argv[:1] == ["train"]:])
 
@@ -1136,46 +1172,16 @@ def _run(argv):
         if not args.quiet:
             print(*words, flush=True, **options)
 
-    def pick(kind, **extra):       # the fields of a config from the options of the same names
-        return kind(**extra, **{name: x for name, x in vars(args).items()
-                                if name in kind.__dataclass_fields__})
-
-    # 1) Everything that can be wrong is found before the training.
-    documents = load_documents(_bundled_names() if args.file is None else args.file)
-    tokenizer = CharTokenizer(documents)
-    config, training = pick(Config, vocab_size=tokenizer.vocab_size), pick(TrainConfig)
-    writing = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p")}
-    sample([0.0], **writing)
-    _check(vars(args), samples=(int, 0, 10 ** 9), max_tokens=(int, 1, 10 ** 9))
-    tokenizer.encode(args.prompt)
-    count = parameter_count(config)
-    if count > MOST_PARAMETERS:
-        raise ValueError(f"{count:,} parameters are too many for plain Python: the most is "
-                         f"{MOST_PARAMETERS:,}; try a smaller n_embd, n_layer or block_size")
-    model = GPT(config, seed=args.seed)
-    trainer = Trainer(model, tokenizer, documents, training)
-    # 2) Say what will be done, and do it.
-    letters = "".join(filter(str.isprintable, tokenizer.characters))
-    wte, wpe, attn, mlp, ln = (parameter_count(config, part)
-                               for part in ("wte", "wpe", "attn", "mlp", "ln_"))
-    say(f"documents   {args.file or 'the bundled names'}: {len(documents):,}, of which "
-        f"{len(trainer.val_documents):,} held out")
-    say(f"characters  {sum(map(len, documents)):,}; {len(tokenizer.characters):,} different ones: "
-        f"{letters[:27]}{'...' * (len(letters) > 27)}")
-    say(f"model       n_layer {config.n_layer}, n_head {config.n_head}, n_embd {config.n_embd}, "
-        f"block_size {config.block_size}, vocab_size {config.vocab_size}")
-    say(f"parameters  {count:,}: embeddings {wte + wpe:,}, attention {attn:,}, MLP {mlp:,}, "
-        f"norms {ln:,}")
-    say(f"training    {training.steps:,} steps of {training.batch_size} windows, lr {training.lr}, "
-        f"{training.engine} engine\n")
-    loss = _train(trainer, say)
-    # 3) Say what was learned, and write.
+    documents, tokenizer, trainer = _prepare(args)
+    _announce(say, args.file or "the bundled names", documents, tokenizer, trainer)
+    loss, model = _train(trainer, say), trainer.model
     held_out = evaluate(model, trainer.val_windows or trainer.windows)
     say(f"\nloss        {f'{held_out:.3f} held out, ' if trainer.val_windows else ''}{loss:.3f} in "
-        f"training; knowing nothing is {math.log(config.vocab_size):.3f}\n")
-    known, writing["seed"] = set(documents), random.Random(args.seed)
+        f"training; knowing nothing is {math.log(tokenizer.vocab_size):.3f}\n")
+    known, rng = set(documents), random.Random(args.seed)
     for _ in range(args.samples):
-        text = generate(model, tokenizer, args.prompt, max_tokens=args.max_tokens, **writing)
+        text = generate(model, tokenizer, args.prompt, max_tokens=args.max_tokens, seed=rng,
+                        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
         mark = "in the data" if text in known else "new"
         print(text if args.quiet else f"    {text or '(empty)':24} {mark}", flush=True)
 
