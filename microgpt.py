@@ -52,7 +52,7 @@ import sys
 import time
 from collections import namedtuple
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import partial, singledispatch
 from itertools import accumulate
 from operator import mul
 
@@ -904,7 +904,7 @@ class Trainer:
             raise StopIteration
         started = time.perf_counter()
         batch = self.batch(self.step)
-        if config.workers > 1:
+        if config.workers > 1 or self.executor is not None:
             loss, grads = _shared_gradients(self, batch)
         else:
             loss, grads = batch_gradients(self.model, batch, config.engine)
@@ -1047,6 +1047,16 @@ def _bundled_names():
     installed = os.path.join(sys.prefix, "share", "microgpt", "names.txt")
     return installed if os.path.exists(installed) and not os.path.exists(beside) else beside
 
+def _add_options(parser, title, defaults, **helps):
+    """An option for each of the helps, with its type and default value from `defaults`."""
+    options = parser.add_argument_group(title)
+    for name, text in helps.items():
+        default = getattr(defaults, name)
+        options.add_argument(
+            "--" + name.replace("_", "-"), type=type(default), default=default,
+            metavar={int: "N", float: "X", str: "TEXT"}[type(default)],
+            help=text if default == "" else f"{text} ({default})")
+
 def _parser():
     import argparse
 
@@ -1065,15 +1075,7 @@ def _parser():
     parser.add_argument("file", metavar="FILE", nargs="?", help="UTF-8 text, one document a line")
     parser.add_argument("--quiet", action="store_true", help="print the new documents, no more")
 
-    def group(title, defaults, **helps):
-        options = parser.add_argument_group(title)
-        for name, text in helps.items():
-            default = getattr(defaults, name)
-            options.add_argument(
-                "--" + name.replace("_", "-"), type=type(default), default=default,
-                metavar={int: "N", float: "X", str: "TEXT"}[type(default)],
-                help=text if default == "" else f"{text} ({default})")
-
+    group = partial(_add_options, parser)
     group("the model", Config(1), n_layer="blocks", n_head="heads in each attention",
           n_embd="width", block_size="tokens that it can see at once")
     group("training", TrainConfig(), steps="how many",

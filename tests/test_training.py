@@ -111,6 +111,21 @@ def test_same_seed_and_same_workers_give_the_same_bits_on_any_executor():
     assert results[0] == results[1] == results[2]
 
 
+def test_an_executor_is_used_with_one_worker_too():
+    class Counting(ThreadPoolExecutor):
+        jobs = 0
+
+        def submit(self, *args, **options):
+            self.jobs += 1
+            return super().submit(*args, **options)
+
+    with Counting(1) as pool:
+        t = trainer(pool, steps=3)
+        losses = [step.loss for step in t]
+        assert pool.jobs == 3 and t.executor is pool
+    assert losses == pytest.approx([step.loss for step in trainer(steps=3)], rel=1e-12)
+
+
 @pytest.mark.parametrize("engine", ["tensor", "value"])
 @pytest.mark.parametrize("on", [True, False])
 def test_the_garbage_collector_is_left_as_it_was(engine, on):
