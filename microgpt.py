@@ -22,8 +22,10 @@ Part I, the tutorial
     8. Training      the loop that turns documents into parameters
     9. Generation    the loop that turns parameters into new documents
 Part II, the tool
-    10. Speed        the same on floats, and by several processes
-    11. Command line
+    10. Speed            the same on floats, and by several processes
+    11. Subword tokens   a vocabulary between characters and words
+    12. Checkpoints      models as files, which other programs for GPT-2 read too
+    13. Command line
 
 One idea runs through it: the model is written once, as functions of rows of numbers, and *the
 numbers decide how it runs*. Floats give an answer and nothing else. `Value`s also record how the
@@ -45,33 +47,44 @@ Glossary
 """
 
 import gc
+import hashlib
+import json
 import math
 import os
 import random
+import re
+import signal
+import struct
 import sys
 import time
-from collections import namedtuple
-from dataclasses import dataclass
-from functools import partial, singledispatch
+from array import array
+from collections import Counter, defaultdict, namedtuple
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cache, lru_cache, partial, singledispatch
+from heapq import heappop, heappush
 from itertools import accumulate
 from operator import mul
+from types import SimpleNamespace
 
 __version__ = "0.1.0"
-__all__ = [
-    "load_documents", "split_documents", "CharTokenizer", "windows", "pack", "Value", "gradients",
-    "gradcheck", "exp", "log", "tanh", "dot", "softmax", "embedding", "add", "linear", "layernorm",
-    "gelu", "attention", "cross_entropy", "Config", "parameter_shapes", "parameter_count", "GPT",
-    "AdamW", "clip_factor", "learning_rate", "Tensor", "matmul", "transpose", "TrainConfig", "Step",
-    "batch_gradients", "evaluate", "Trainer", "sample", "stream", "generate", "main",
-]
+__all__ = """load_documents split_documents CharTokenizer windows pack Value gradients gradcheck exp
+    log tanh dot softmax embedding add linear layernorm gelu attention cross_entropy Config
+    parameter_shapes parameter_count GPT AdamW clip_factor learning_rate Tensor matmul transpose
+    TrainConfig Step batch_gradients evaluate Trainer sample stream generate BPETokenizer
+    load_tokenizer main""".split()
+
+def _need(condition, message):
+    if not condition:
+        raise ValueError(message)
 
 def _check(values, **rules):
     """Raise ValueError unless each value keeps its rule: name=(int or float, least, most)."""
     for name, (kind, low, high) in rules.items():
         x = values[name]
-        if not isinstance(x, (int, kind)) or isinstance(x, bool) or not low <= x <= high:
-            raise ValueError(f"{name} is {x!r}: it must be a {'whole ' * (kind is int)}number from "
-                             f"{low} to {high}")
+        sort = "whole number" if kind is int else "number"
+        _need(isinstance(x, (int, kind)) and not isinstance(x, bool) and low <= x <= high,
+              f"{name} is {x!r}: it must be a {sort} from {low} to {high}")
 
 
 # === 1. Documents ================================================================================
@@ -92,8 +105,7 @@ def load_documents(path):
         raise ValueError(f"{path} is not UTF-8 text: byte 0x{raw[error.start]:02x} in line {line}; "
                          "save it as UTF-8") from None
     documents = [line for line in text.lstrip("\ufeff").split("\n") if line.strip()]
-    if not documents:
-        raise ValueError(f"{path} is empty: write one document a line")
+    _need(documents, f"{path} is empty: write one document a line")
     return documents
 
 def split_documents(documents, val_fraction=0.1, seed=0):
@@ -103,9 +115,8 @@ def split_documents(documents, val_fraction=0.1, seed=0):
     """
     shuffled = list(documents)
     random.Random(seed).shuffle(shuffled)
-    if val_fraction and len(shuffled) < 2:
-        raise ValueError("a single document cannot be split into training and held-out ones: "
-                         "give more, one a line, or hold out none (val_fraction 0)")
+    _need(len(shuffled) > 1 or not val_fraction, "a single document cannot be split into training "
+          "and held-out ones: give more, one a line, or hold out none (val_fraction 0)")
     n = len(shuffled)
     n_val = min(max(1, round(n * val_fraction)), n - 1) if val_fraction else 0
     return shuffled[n_val:], shuffled[:n_val]
@@ -116,6 +127,8 @@ def split_documents(documents, val_fraction=0.1, seed=0):
 # Here a token is a character. One more, <|endoftext|>, stands before and after every document: so
 # the model learns how documents begin, and can say by itself that one is finished.
 
+END = "<|endoftext|>"
+
 class CharTokenizer:
     """A token for each character, in sorted order, and one for <|endoftext|>.
     >>> tokenizer = CharTokenizer(["bob", "abe"])
@@ -124,20 +137,20 @@ class CharTokenizer:
     """
     def __init__(self, documents):
         self.characters = sorted(set().union(*documents))
-        self.end = len(self.characters)
-        self.vocab_size = self.end + 1
-        self._ids = {character: i for i, character in enumerate(self.characters)}
+        self.vocab = {token: i for i, token in enumerate(self.characters + [END])}
+        self.end, self.vocab_size = self.vocab[END], len(self.vocab)
 
     def encode(self, text):
         """Text -> ids. Raises ValueError for a character that is not in the vocabulary."""
-        unknown = [character for character in text if character not in self._ids]
+        tokens = re.findall("<[|]endoftext[|]>|.", text, re.DOTALL)
+        unknown = [token for token in tokens if token not in self.vocab]
         if unknown:
             raise ValueError(f"{unknown[0]!r} is not among the {self.end} characters that the "
                              f"model knows: {''.join(self.characters[:100])!r}"
                              f"{'...' * (self.end > 100)}")
-        return [self._ids[character] for character in text]
+        return [self.vocab[token] for token in tokens]
 
-    def decode(self, ids): return "".join((self.characters + ["<|endoftext|>"])[i] for i in ids)
+    def decode(self, ids): return "".join(map(list(self.vocab).__getitem__, ids))
 
 def windows(document, tokenizer, block_size):
     """A document's tokens with <|endoftext|> on both sides, in pieces of <= block_size + 1.
@@ -479,9 +492,8 @@ class Config:
     def __post_init__(self):
         _check(vars(self), n_layer=(int, 1, 999), **dict.fromkeys(
             ("vocab_size", "block_size", "n_head", "n_embd"), (int, 1, 10 ** 6)))
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd is {self.n_embd}: it must be a multiple of n_head, which is "
-                             f"{self.n_head}; try {self.n_embd + -self.n_embd % self.n_head}")
+        _need(self.n_embd % self.n_head == 0, f"n_embd is {self.n_embd}: it must be a multiple of "
+              f"n_head, which is {self.n_head}; try {self.n_embd + -self.n_embd % self.n_head}")
 
 def parameter_shapes(config):
     """{name: shape} of every parameter, by GPT-2's names. A weight is [n_out, n_in]: a row for each
@@ -525,11 +537,12 @@ class GPT:
         """The same model on other numbers: `Value` here, `Tensor` in chapter 7."""
         return GPT(self.config, {name: number.lift(x) for name, x in self.params.items()})
 
-    def __call__(self, tokens, positions=None, cache=None):
+    def __call__(self, tokens, positions=None, cache=None, last=False):
         """The forward pass: [n_tokens] ids -> [n_tokens, vocab_size] logits of what follows each.
 
         `positions` tell where each token stands in its document; without them the tokens are one
-        document, from its start or from where the cache ends."""
+        document, from its start or from where the cache ends. `last`: only the last row of logits.
+        """
         p = self.params
         if positions is None:
             start = len(cache[0][0]) if cache else 0
@@ -549,7 +562,7 @@ class GPT:
             m = layernorm(x, p[h + "ln_2.weight"], p[h + "ln_2.bias"])
             m = gelu(linear(m, p[h + "mlp.c_fc.weight"], p[h + "mlp.c_fc.bias"]))
             x = add(x, linear(m, p[h + "mlp.c_proj.weight"], p[h + "mlp.c_proj.bias"]))
-        x = layernorm(x, p["ln_f.weight"], p["ln_f.bias"])
+        x = layernorm(x[-1:] if last else x, p["ln_f.weight"], p["ln_f.bias"])
         return linear(x, p["wte.weight"])
 
     def new_cache(self):
@@ -570,7 +583,7 @@ class GPT:
 
 def _rows(x):
     """A row or rows -> rows, so that biases and weights can be walked alike."""
-    return x if isinstance(x[0], list) else [x]
+    return [x] if isinstance(x[0], (int, float)) else x
 
 class AdamW:
     """Adam with decoupled weight decay; updates `params` in place. At step t, with gradient g,
@@ -765,8 +778,7 @@ def _(x, positions, n_head, past=None):
     # dA_s/dS_r = A_s ([s = r] - A_r) / sqrt(d),  dS = A (dA - sum_s A dA) / sqrt(d),  dA = dO V^T,
     # dQ = dS K,   dK = dS^T Q,   dV = A^T dO. What may not be seen has weight 0 in A, so no part in
     # any sum. A head is a range of columns, so q, k, v and their gradients are kept by columns.
-    if past is not None:
-        raise ValueError("past keys and values are for generation, which runs on floats")
+    _need(past is None, "past keys and values are for generation, which runs on floats")
     n_embd = len(x.data[0]) // 3
     d = n_embd // n_head
     scale = d ** -0.5
@@ -838,8 +850,8 @@ class TrainConfig:
                workers=(int, 1, self.batch_size), lr=(float, 0, 100), warmup=(int, 0, 10 ** 9),
                eval_every=(int, 0, 10 ** 9), weight_decay=(float, 0, 100), clip=(float, 0, 10 ** 9),
                val_fraction=(float, 0, 0.99), seed=(int, -math.inf, math.inf))
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine is {self.engine!r}: it must be {' or '.join(ENGINES)}")
+        _need(self.engine in ENGINES,
+              f"engine is {self.engine!r}: it must be {' or '.join(ENGINES)}")
 
 # What a step reports: the loss is its batch's, before the step; val_loss is None if not measured.
 Step = namedtuple("Step", "step loss learning_rate tokens_per_second val_loss")
@@ -874,7 +886,7 @@ class Trainer:
 
     Workers (chapter 10) are processes, or any `executor` like those of concurrent.futures."""
     def __init__(self, model, tokenizer, documents, config=TrainConfig(), executor=None):
-        self.model, self.config, self.step = model, config, 0
+        self.model, self.tokenizer, self.config, self.step = model, tokenizer, config, 0
         self.executor, self._pool = executor, None
         self.documents, self.val_documents = split_documents(
             documents, config.val_fraction, config.seed)
@@ -959,7 +971,7 @@ def stream(model, tokens, max_tokens=200, temperature=1.0, top_k=0, top_p=1.0, s
     context = unread = list(tokens)[-block_size:]
     cache = model.new_cache()
     for _ in range(max_tokens):
-        token = sample(model(unread, cache=cache)[-1], temperature, top_k, top_p, rng)
+        token = sample(model(unread, cache=cache, last=True)[0], temperature, top_k, top_p, rng)
         if token == end:
             return
         yield token
@@ -979,16 +991,14 @@ def generate(model, tokenizer, prompt="", **options):
 # every width. A model that writes has rows of floats, and these can go by matmul too. And as the
 # windows of a batch do not depend on each other, several processes can share them.
 
-_plain_matmul, _multipliers = matmul, {}
+_plain_matmul = matmul
 
 def matmul(A, B):
     """The matmul of chapter 7, by a function for rows of this width with the dot products written
     out: Python takes longer to go round a loop than to multiply, so that one has no inner loop."""
-    width = len(A[0])
-    if width not in _multipliers:
-        _multipliers[width] = _multiplier(width)
-    return _multipliers[width](A, B)
+    return _multiplier(len(A[0]))(A, B)
 
+@cache
 def _multiplier(width):
     if width > (16 if hasattr(math, "sumprod") else 64):
         return _plain_matmul                # whose loop is in C, and faster for wide rows
@@ -1017,7 +1027,6 @@ def _shared_gradients(trainer, batch):
     on its share of the predictions. Same seed, same number of workers: the same bits."""
     config, n = trainer.config, min(trainer.config.workers, len(batch))
     if trainer.executor is None:
-        import signal
         from concurrent.futures import ProcessPoolExecutor
         trainer.executor = trainer._pool = ProcessPoolExecutor(     # Ctrl-C is not for workers
             config.workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
@@ -1026,20 +1035,432 @@ def _shared_gradients(trainer, batch):
     losses, grads = zip(*trainer.executor.map(
         batch_gradients, [trainer.model] * n, parts, [config.engine] * n,
         [count / sum(counts) for count in counts]))
-    total = {}
-    for name in grads[0]:
-        tables = [_rows(part[name]) for part in grads]
-        rows = [list(map(sum, zip(*rows))) for rows in zip(*tables)]
-        total[name] = rows if tables[0] is grads[0][name] else rows[0]
-    return sum(losses), total
+
+    def total(parts):
+        return sum(parts) if isinstance(parts[0], float) else list(map(total, zip(*parts)))
+    return sum(losses), {name: total([part[name] for part in grads]) for name in grads[0]}
 
 
-# === 11. Command line ============================================================================
-# `python microgpt.py` reads documents, says what it will do, does it, and shows what it learned.
-# Bad input gets one line on stderr and a non-zero exit; nothing is done by half.
+# === 11. Subword tokens ==========================================================================
+# A token for each character makes texts long; a token for each word has none for the next typo.
+# Byte-pair encoding (BPE) begins with the 256 bytes, of which UTF-8 makes any text, and gives the
+# pair of tokens that stand side by side most often a token of its own, again and again: common
+# words become one token, rare ones several, and nothing is unknown. This is GPT-2's. Source:
+# Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", algorithm 1.
 
-COLUMNS = 79
-MOST_PARAMETERS = 10 ** 7      # a step of a larger model would take many minutes
+# A byte is written as a character: its own or, if that is blank, one from 256 on. A space is Ġ.
+_BLANK = [b for b in range(256) if b == 32 or not chr(b).isprintable()]
+BYTES = [chr(256 + _BLANK.index(b) if b in _BLANK else b) for b in range(256)]
+
+@cache
+def _pieces():
+    """GPT-2's pattern of the pieces that no token crosses: 's and its like; letters, numerals or
+    other signs, with the space before them; white space."""
+    # Python's own classes differ a little: numerals such as ½ are no digits, \x1c is white space.
+    numerals = r"\d" + "".join(c for c in map(chr, range(sys.maxunicode + 1)) if c.isnumeric()
+                               and not c.isdecimal() and not c.isalpha())
+    space = r"[^\S\x1c-\x1f]"
+    return re.compile(rf"'(?:[stmd]|re|ve|ll)| ?[^\W_{numerals}]+| ?[{numerals}]+"
+                      rf"| ?(?:[^\w\s]|[_\x1c-\x1f])+|{space}+(?={space}|\Z)|{space}+")
+
+class BPETokenizer:
+    """Byte-level BPE: a vocabulary {token: id}, and merges [(left, right), ...], earliest first.
+    >>> tokenizer = BPETokenizer.train(["low lower", "slow slower"], vocab_size=261)
+    >>> tokenizer.merges
+    [('l', 'o'), ('lo', 'w'), ('e', 'r'), ('s', 'low')]
+    >>> tokenizer.encode("lower"), tokenizer.decode([257, 258])
+    ([257, 258], 'lower')
+    """
+    def __init__(self, vocab, merges):
+        _need(set(BYTES) == set("".join(vocab)) <= vocab.keys(), "its tokens are not made of bytes")
+        for pair in merges:
+            _need(all(pair) and {*pair, "".join(pair)} <= vocab.keys() and len(pair) == 2,
+                  f"{pair!r} does not merge two tokens of the vocabulary into a third")
+        self.vocab, self.merges, self.vocab_size, self.end = vocab, merges, len(vocab), vocab[END]
+        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        byte = dict(zip(BYTES, range(256)))
+        self._bytes = {i: bytes(map(byte.get, token)) for token, i in vocab.items()}
+        self._piece_ids = lru_cache(2 ** 16)(self._merge)
+
+    @classmethod
+    def train(cls, documents, vocab_size):
+        """Learn from documents: 256 bytes, <|endoftext|>, and as many merges as make vocab_size, or
+        as there are. Of equally frequent pairs the one with the smallest ids is merged first."""
+        _check(locals(), vocab_size=(int, 257, 10 ** 6))
+        # All distinct pieces stand in one row, "" between them; weights say how often each was
+        # seen. A merge shall cost only what it changes: `where` lists the places that a pair has
+        # had, `before` and `after` lead past places that have been emptied, and the queue has the
+        # most frequent pair first. One that has become rarer is queued again when its turn comes.
+        vocab, merges = {token: i for i, token in enumerate(sorted(BYTES))}, []
+        pieces = Counter(piece for document in documents for part in document.split(END)
+                         for piece in _pieces().findall(part))
+        tokens, weights = [""], [0]
+        for piece, n in pieces.items():
+            tokens += [*map(BYTES.__getitem__, piece.encode()), ""]
+            weights += [n] * (len(tokens) - len(weights))
+        before, after = list(range(-1, len(tokens) - 1)), list(range(1, len(tokens) + 1))
+        counts, where, queue, risen = Counter(), defaultdict(list), [], set()
+
+        def count(place, n):
+            pair = tokens[place], tokens[after[place]]
+            counts[pair] += n
+            if n > 0 and all(pair):
+                where[pair].append(place)
+                risen.add(pair)
+
+        for place, n in enumerate(weights[:-1]):
+            count(place, n)
+        while len(vocab) < vocab_size - 1:
+            for pair in risen:
+                heappush(queue, (-counts[pair], *map(vocab.get, pair), pair))
+            risen.clear()
+            n, *_, pair = heappop(queue) if queue else [0, ()]
+            if n == 0:
+                break
+            if n != -counts[pair]:
+                risen.add(pair)
+                continue
+            merges.append(pair)
+            vocab["".join(pair)] = len(vocab)
+            for i in where.pop(pair):
+                j = after[i]
+                if (tokens[i], tokens[j]) == pair:
+                    h, k, n = before[i], after[j], weights[i]
+                    count(h, -n)
+                    count(j, -n)
+                    tokens[i], tokens[j], after[i], before[k] = "".join(pair), "", k, i
+                    count(h, n)
+                    count(i, n)
+        return cls({**vocab, END: len(vocab)}, merges)
+
+    def encode(self, text):
+        """Text -> ids; <|endoftext|> in it is that token. No text is unknown."""
+        ids = []
+        for n, part in enumerate(text.split(END)):
+            ids += [self.end] * (n > 0)
+            ids += [i for piece in _pieces().findall(part) for i in self._piece_ids(piece)]
+        return ids
+
+    def _merge(self, piece):
+        # Of all pairs that can be merged, always the one merged earliest in training, leftmost.
+        tokens, queue = ["", *map(BYTES.__getitem__, piece.encode()), ""], []
+        before, after = list(range(-1, len(tokens) - 1)), list(range(1, len(tokens) + 1))
+
+        def offer(i):
+            pair = tokens[i], tokens[after[i]]
+            if pair in self._ranks:
+                heappush(queue, (self._ranks[pair], i, pair))
+
+        for i in range(len(tokens) - 1):
+            offer(i)
+        while queue:
+            _, i, pair = heappop(queue)
+            j = after[i]
+            if (tokens[i], tokens[j]) == pair:
+                tokens[i], tokens[j], after[i], before[after[j]] = "".join(pair), "", after[j], i
+                offer(i)
+                offer(before[i])
+        return [self.vocab[token] for token in tokens if token]
+
+    def decode(self, ids):
+        """Ids -> text. Bytes that are not UTF-8, such as half a character, become U+FFFD."""
+        return b"".join(map(self._bytes.__getitem__, ids)).decode(errors="replace")
+
+
+# === 12. Checkpoints =============================================================================
+# A checkpoint is a directory in the form that GPT-2 has at Hugging Face: config.json is the shape,
+# model.safetensors the parameters, tokenizer.json the tokens. The transformers library opens what
+# is saved here, and GPT-2's own directories open here. A training that shall go on leaves one file
+# more, trainer.safetensors. Files come from strangers: what they say is checked, then believed.
+
+GPT2 = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True, "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False}       # which other models may have otherwise
+FLOATS = {"F64": ("d", 8), "F32": ("f", 4), "F16": ("e", 2), "BF16": ("f", 2)}     # code, bytes
+MOST_JSON = 10 ** 8             # bytes, as in the safetensors library
+MOST_PARAMETERS = 10 ** 7       # larger models are read as arrays of 4-byte floats, to be run
+
+def _save(directory, files):
+    """Write {name: pieces of bytes} into a directory: all of them or, whatever happens, none.
+
+    Complete in .new, they become .saved in one instant, and from then on `_reading` finds them;
+    last they move to their places. Should that be cut short, the next save ends it."""
+    import shutil
+    new, saved = os.path.join(directory, ".new"), os.path.join(directory, ".saved")
+
+    def settle():
+        for name in os.listdir(saved) if os.path.isdir(saved) else ():
+            os.replace(os.path.join(saved, name), os.path.join(directory, name))
+        shutil.rmtree(saved, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+
+    os.makedirs(directory, exist_ok=True)
+    settle()
+    try:
+        os.mkdir(new)
+        for name, pieces in files.items():
+            with open(os.path.join(new, name), "wb") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+        os.rename(new, saved)
+    except OSError as error:
+        error.filename = error.filename or directory        # a full disk comes without a name
+        raise
+    finally:
+        settle()
+
+@contextmanager
+def _reading(directory, name):
+    """Open a checkpoint's file; what is wrong with its contents becomes a ValueError naming it."""
+    path = os.path.join(directory, name)
+    try:
+        file = open(os.path.join(directory, ".saved", name), "rb")
+    except OSError:
+        file = open(path, "rb")
+    with file:
+        try:
+            yield file
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            what = "".join(c if c.isprintable() else "?" for c in what[:300])
+            raise ValueError(f"{path}: {what}") from None
+
+def _read_json(file, size=None):
+    size = os.fstat(file.fileno()).st_size if size is None else size
+    _need(size <= MOST_JSON, f"{size:,} bytes of JSON are more than {MOST_JSON:,}")
+    return _from_json(file.read(size))
+
+def _from_json(text):
+    def distinct(pairs):
+        _need(len(dict(pairs)) == len(pairs), "a key is there twice")
+        return dict(pairs)
+
+    contents = json.loads(text, object_pairs_hook=distinct)
+    _need(isinstance(contents, dict), "it is not a JSON object")
+    return contents
+
+def _json(**contents): return [json.dumps(contents, indent=2).encode()]
+
+# A .safetensors file is: the size of its header, in 8 bytes; the header, JSON that gives for every
+# tensor its dtype, shape and data_offsets [start, stop]; the numbers, row by row, without gaps. All
+# is little-endian. The weights of GPT-2's linear layers, c_, lie there as [n_in, n_out].
+
+def _shape_in_file(name, shape): return list(shape[::-1] if ".c_" in name else shape)
+
+def _write_tensors(tensors, dtype="F64", **metadata):
+    """{name: row or rows} -> the pieces of a .safetensors file. F64 loses nothing."""
+    (code, size), header, stop = FLOATS[dtype], {"__metadata__": {"format": "pt", **metadata}}, 0
+    for name, x in tensors.items():
+        shape = [len(x), len(x[0])] if _rows(x) is x else [len(x)]
+        start, stop = stop, stop + math.prod(shape) * size
+        header[name] = {"dtype": dtype, "shape": _shape_in_file(name, shape),
+                        "data_offsets": [start, stop]}
+    text = json.dumps(header).encode()
+    yield len(text).to_bytes(8, "little") + text
+    for name, x in tensors.items():
+        for row in zip(*x) if ".c_" in name and _rows(x) is x else _rows(x):
+            _need(all(map(math.isfinite, row)), f"{name} has numbers that are not finite")
+            yield struct.pack(f"<{len(row)}{code}", *row)
+
+def _read_tensors(file, shapes, row=list):
+    """A .safetensors file with tensors of just these names and shapes -> {name: row or rows}, and
+    its metadata. No number is read before the whole header has been found to fit."""
+    size = os.fstat(file.fileno()).st_size
+    data = 8 + int.from_bytes(file.read(8), "little")
+    _need(8 < data <= size, f"cut off: {size:,} bytes, and the header ends at {data:,}")
+    header, found, spans = _read_json(file, data - 8), {}, []
+    metadata = header.pop("__metadata__", {})
+    _need(isinstance(metadata, dict), "__metadata__ is not an object")
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        spans.append((start, stop))
+        name = name.removeprefix("transformer.")
+        if not re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):        # a causal mask of old
+            _need(name not in found, f"tensor {name!r} is there twice")
+            found[name] = entry["dtype"], entry["shape"], start, stop
+    bounds = [0, *(place for span in sorted(spans) for place in span), size - data]
+    _need(all(type(place) is int for place in bounds) and bounds[::2] == bounds[1::2]
+          and bounds == sorted(bounds), "tensors overlap, leave gaps or are cut off")
+    for name in shapes.keys() ^ found:
+        raise ValueError(f"tensor {name!r} is {'missing' if name in shapes else 'unknown'}")
+    for name, (dtype, shape, start, stop) in found.items():
+        right = _shape_in_file(name, shapes[name])
+        _need(dtype in FLOATS, f"tensor {name!r} is {dtype!r}, which is not {' or '.join(FLOATS)}")
+        _need(repr(shape) == repr(right) and stop - start == math.prod(right) * FLOATS[dtype][1],
+              f"tensor {name!r} has shape {shape!r} in {stop - start:,} bytes, not {right}")
+    tensors = {}
+    for name in shapes:
+        dtype, (*height, width), start, stop = found[name]
+        code, size = FLOATS[dtype]
+        file.seek(data + start)
+        numbers = row()
+        for _ in range(*height or [1]):
+            raw = file.read(width * size)
+            if dtype == "BF16":             # the upper half of an F32
+                raw = b"".join(b"\0\0" + raw[i:i + 2] for i in range(0, len(raw), 2))
+            numbers.extend(struct.unpack(f"<{width}{code}", raw))
+        _need(all(map(math.isfinite, numbers)), f"tensor {name!r} has numbers that are not finite")
+        if height:
+            numbers = ([numbers[i::width] for i in range(width)] if ".c_" in name else
+                       [numbers[i:i + width] for i in range(0, len(numbers), width)])
+        tensors[name] = numbers
+    return tensors, metadata
+
+def _tokenizer_files(tokenizer):
+    # To the tokenizers library, characters are a BPE that merges nothing.
+    merges, level, decoder = [], None, {"type": "Fuse"}
+    if isinstance(tokenizer, BPETokenizer):
+        merges = list(map(" ".join, tokenizer.merges))
+        level = decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"tokenizer.json": _json(
+                version="1.0", pre_tokenizer=level, decoder=decoder,
+                added_tokens=[{"id": tokenizer.end, "content": END, "special": True, **flags}],
+                model={"type": "BPE", "vocab": tokenizer.vocab, "merges": merges}),
+            "tokenizer_config.json": _json(
+                tokenizer_class="PreTrainedTokenizerFast", bos_token=END, eos_token=END,
+                clean_up_tokenization_spaces=False,
+                model_input_names=["input_ids", "attention_mask"])}
+
+def load_tokenizer(directory):
+    """The CharTokenizer or BPETokenizer in a directory: from tokenizer.json, or from GPT-2's
+    vocab.json and merges.txt. Raises OSError and ValueError as `GPT.load` does."""
+    def build(vocab, merges, bytewise):
+        _need(all(type(i) is int for i in vocab.values())
+              and sorted(vocab.values()) == list(range(len(vocab))), "its ids have gaps")
+        merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
+        tokenizer = (BPETokenizer(vocab, merges) if bytewise else
+                     CharTokenizer(["".join(vocab.keys() - {END})]))
+        _need(tokenizer.vocab == vocab and (bytewise or not merges), "not characters in order")
+        return tokenizer
+
+    try:
+        with _reading(directory, "tokenizer.json") as file:
+            found = _read_json(file)
+            model, level = found["model"], found.get("pre_tokenizer")
+            special = {token["content"]: token["id"] for token in found["added_tokens"]
+                       if not any(map(token.get, ("single_word", "lstrip", "rstrip")))}
+            _need((model["type"], found.get("normalizer"), *special) == ("BPE", None, END)
+                  and not any(map(model.get, ("dropout", "continuing_subword_prefix",
+                                              "end_of_word_suffix", "ignore_merges")))
+                  and (not level or (level["type"], level["add_prefix_space"], level.get(
+                      "use_regex", True)) == ("ByteLevel", False, True)),
+                  f"it is not of GPT-2's kind, with {END} as its only special token")
+            tokenizer = build({**model["vocab"], **special}, model["merges"], level)
+    except FileNotFoundError:
+        with _reading(directory, "vocab.json") as file:
+            vocab = _read_json(file)
+        with _reading(directory, "merges.txt") as file:
+            lines = [line for line in file.read().decode().split("\n") if line[:8] != "#version"]
+            tokenizer = build(vocab, filter(None, lines), True)
+    with suppress(FileNotFoundError), _reading(directory, "config.json") as file:
+        size = _read_json(file)["vocab_size"]
+        _need(size == tokenizer.vocab_size, f"the model has {size!r} tokens, and the tokenizer "
+              f"beside it {tokenizer.vocab_size}: they do not belong together")
+    return tokenizer
+
+def _save_model(self, directory, tokenizer=None, also=(), **metadata):
+    """Save a model, and its tokenizer, as a directory that transformers opens too. Raises OSError
+    if that fails, ValueError if a number is not finite; what was there before then stays."""
+    end = tokenizer.end if tokenizer else self.config.vocab_size - 1
+    dtype = "F32" if isinstance(self.params["wte.weight"][0], array) else "F64"
+    _save(directory, {
+        **(_tokenizer_files(tokenizer) if tokenizer else {}), **dict(also),
+        "config.json": _json(
+            **GPT2, **asdict(self.config), n_positions=self.config.block_size, bos_token_id=end,
+            eos_token_id=end, architectures=["GPT2LMHeadModel"], dtype=dtype.replace("F", "float")),
+        "model.safetensors": _write_tensors(self.params, dtype, **metadata)})
+
+def _load_model(directory):
+    """The GPT in a directory that `save` or transformers has written. Raises OSError for a file
+    that cannot be read, ValueError for one that is not sound."""
+    with _reading(directory, "config.json") as file:
+        found = _read_json(file)
+        config = Config(found["vocab_size"], found["n_positions"], found["n_layer"],
+                        found["n_head"], found["n_embd"])
+        inner = None if found.get("n_inner") is None else 4 * config.n_embd
+        for name, ours in {**GPT2, "n_inner": inner}.items():
+            _need(found.get(name, ours) == ours, f"{name} is {found.get(name)!r}, not {ours!r}")
+    with _reading(directory, "model.safetensors") as file:
+        compact = parameter_count(config) > MOST_PARAMETERS
+        params, metadata = _read_tensors(file, parameter_shapes(config),
+                                         partial(array, "f") if compact else list)
+    model = GPT(config, params)
+    model.step = metadata.get("step")       # of the training that it comes from
+    return model
+
+def _fingerprint(trainer):
+    documents = json.dumps([trainer.documents, trainer.val_documents])
+    return hashlib.sha256(documents.encode()).hexdigest()
+
+def _save_trainer(self, directory):
+    """Save a training between two steps, model and tokenizer included, as `GPT.save` does."""
+    step = str(self.step)
+    moments = {f"{moment}.{name}": x for moment in "mv"
+               for name, x in getattr(self.optimizer, moment).items()}
+    self.model.save(directory, self.tokenizer, {"trainer.safetensors": _write_tensors(
+        moments, step=step, documents=_fingerprint(self), config=json.dumps(asdict(self.config)))},
+        step=step)
+
+def _load_trainer(directory, documents, executor=None, **changes):
+    """Go on with a saved training as if it had never stopped. `documents` must be those it began
+    with; `changes` are to its TrainConfig, such as more steps. Raises as `GPT.load` does."""
+    model, tokenizer = GPT.load(directory), load_tokenizer(directory)
+    shapes = parameter_shapes(model.config)
+    with _reading(directory, "trainer.safetensors") as file:
+        moments, state = _read_tensors(file, {f"{m}.{x}": shapes[x] for m in "mv" for x in shapes})
+        _need(state["step"] == model.step and re.fullmatch("[0-9]{1,10}", model.step),
+              "it is not of the model that is saved here")
+        config = {**_from_json(state["config"]), **changes}
+        trainer = Trainer(model, tokenizer, documents, TrainConfig(**config), executor)
+        _need(state["documents"] == _fingerprint(trainer), "its training began with other "
+              "documents, or with another seed or val_fraction; give the same")
+        for name, x in moments.items():
+            _need(name[0] == "m" or min(map(min, _rows(x))) >= 0, f"{name} has negative numbers")
+    trainer.step = trainer.optimizer.steps = int(model.step)
+    for name, x in moments.items():
+        getattr(trainer.optimizer, name[0])[name[2:]] = x
+    return trainer
+
+GPT.save, GPT.load = _save_model, staticmethod(_load_model)
+Trainer.save, Trainer.load = _save_trainer, staticmethod(_load_trainer)
+
+
+# === 13. Command line ============================================================================
+# `python microgpt.py` learns from documents and shows what it learned; `sample` and `tokenize` use
+# what it saved. Bad input gets one line on stderr and a non-zero exit; nothing is done by half.
+
+COLUMNS, SAVE_EVERY = 79, 60        # characters, seconds
+DEFAULTS = {**asdict(Config(512)), "tokenizer": "char", **asdict(TrainConfig()), "save": "",
+            "resume": "", "samples": 20, "prompt": "", "quiet": False, "help": False}
+WRITING = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "max_tokens": 200}
+HELP = """
+python microgpt.py [train] [FILE] [options]  Learn from a text, one document a
+    line, or from names, then write new ones. Ctrl-C ends the learning early.
+python microgpt.py sample DIR [options]      Write with what --save has kept.
+python microgpt.py tokenize DIR TEXT         Show the tokens of a text.
+
+Begin with no options. For longer lines: --block-size 64 --n-embd 32 --steps
+2000. For a better model: more steps, then a larger width. (The defaults:)
+
+  --n-layer N --n-head N --n-embd N  blocks, heads, width ({n_layer}, {n_head}, {n_embd})
+  --block-size N                     tokens that it sees at once ({block_size})
+  --tokenizer NAME --vocab-size N    char, or bpe of N tokens ({tokenizer}, {vocab_size})
+  --steps N --batch-size N           steps, windows in each ({steps}, {batch_size})
+  --lr X --warmup N                  peak learning rate, steps to it ({lr}, {warmup})
+  --weight-decay X --clip X          as in AdamW, longest gradient ({weight_decay}, {clip})
+  --val-fraction X --eval-every N    held out, measured each N steps ({val_fraction}, {eval_every})
+  --engine NAME --workers N          tensor or value, processes ({engine}, {workers})
+  --seed N                           decides all that is random ({seed})
+  --save DIR                         keep all there, each minute and at the end
+  --resume DIR                       go on with the training that is kept there
+  --samples N --max-tokens N         how many documents, how long ({samples}, {max_tokens})
+  --prompt TEXT                      what they begin with
+  --temperature X                    0 the likeliest, above 1 wild ({temperature})
+  --top-k N --top-p X                likeliest N, likeliest share X ({top_k}, {top_p})
+  --quiet                            nothing but the documents
+"""
 
 def _bundled_names():
     """The bundled names: beside this file, or where installing it has put them."""
@@ -1047,60 +1468,30 @@ def _bundled_names():
     installed = os.path.join(sys.prefix, "share", "microgpt", "names.txt")
     return installed if os.path.exists(installed) and not os.path.exists(beside) else beside
 
-def _add_options(parser, title, defaults, **helps):
-    """An option for each of the helps, with its type and default value from `defaults`."""
-    options = parser.add_argument_group(title)
-    for name, text in helps.items():
-        default = getattr(defaults, name)
-        options.add_argument(
-            "--" + name.replace("_", "-"), type=type(default), default=default,
-            metavar={int: "N", float: "X", str: "TEXT"}[type(default)],
-            help=text if default == "" else f"{text} ({default})")
+def _parse(argv):
+    """The command line -> its words, and {option: value} for the options in it."""
+    import getopt
+    defaults, given = {**DEFAULTS, **WRITING}, {}
+    names = {"n": "samples", **{name.replace("_", "-"): name for name in defaults}}
+    try:
+        options, words = getopt.gnu_getopt(argv, "", [
+            option + "=" * (defaults[name] is not False) for option, name in names.items()])
+        for option, text in options:
+            kind = type(defaults[names[option[2:]]])
+            given[names[option[2:]]] = True if kind is bool else kind(text)
+    except getopt.GetoptError as error:
+        raise ValueError(f"{error} (--help shows what there is)") from None
+    except ValueError:
+        sort = "whole number" if kind is int else "number"
+        raise ValueError(f"{option} is {text!r}: it must be a {sort}") from None
+    return words, given
 
-def _parser():
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            raise ValueError(f"{message} (python microgpt.py --help shows what there is)")
-
-    parser = Parser(
-        prog="microgpt", usage="python microgpt.py [train] [FILE] [options]", allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=COLUMNS),
-        description="Learn from a text file, one document a line, and write new documents like "
-                    "them. Without a file, learn from names. Ctrl-C ends the training early and "
-                    "goes on to the writing.",
-        epilog="Begin with no options at all. For text with longer lines: --block-size 64 --n-embd "
-               "32 --steps 2000. For a better model: first more steps, then a larger width.")
-    parser.add_argument("file", metavar="FILE", nargs="?", help="UTF-8 text, one document a line")
-    parser.add_argument("--quiet", action="store_true", help="print the new documents, no more")
-
-    group = partial(_add_options, parser)
-    group("the model", Config(1), n_layer="blocks", n_head="heads in each attention",
-          n_embd="width", block_size="tokens that it can see at once")
-    group("training", TrainConfig(), steps="how many",
-          batch_size="windows (documents, or pieces of long ones) in a step",
-          lr="learning rate at its peak", warmup="steps until the peak",
-          weight_decay="draw weights towards 0, as in AdamW", clip="longest gradient, 0: no limit",
-          val_fraction="share of documents to hold out",
-          eval_every="steps between looks at the held-out loss, 0: none",
-          engine="tensor, or value: the same, number by number",
-          workers="processes to share a batch", seed="decides all that is random")
-    group("writing", argparse.Namespace(samples=20, prompt="", temperature=0.7, top_k=0, top_p=1.0,
-                                        max_tokens=200),
-          samples="how many documents", prompt="what they begin with",
-          temperature="below 1 plain, above 1 wild, 0 always the likeliest",
-          top_k="draw from the N likeliest tokens, 0 for all",
-          top_p="draw from the likeliest tokens that have this probability together",
-          max_tokens="longest document")
-    return parser
-
-def _train(trainer, say):
-    """Run a trainer to its end, or until Ctrl-C lets it finish its step. Shows a live line on a
-    terminal, ten plain lines elsewhere. Returns the mean loss of the last steps, at most 100."""
-    import signal
-    live, steps = getattr(sys.stdout, "isatty", bool)(), trainer.config.steps
-    started, shown, recent, held_out, stop = time.perf_counter(), 0.0, [], "", []
+def _train(trainer, say, directory):
+    """Run a trainer to its end, or until Ctrl-C lets it finish its step; save it now and then; show
+    a live line on a terminal, ten plain ones elsewhere. Returns the mean of the last losses."""
+    live, steps, first = getattr(sys.stdout, "isatty", bool)(), trainer.config.steps, trainer.step
+    recent, held_out, stop, started = [], "", [], time.perf_counter()
+    shown = saved = started
 
     def on_interrupt(*_):          # a second Ctrl-C acts as it did before
         stop.append(True)
@@ -1114,13 +1505,17 @@ def _train(trainer, say):
             speed = sum(s.tokens_per_second for s in recent) / len(recent)
             if step.val_loss is not None:
                 held_out = f"  held out {step.val_loss:.3f}"
-            spent, last = time.perf_counter() - started, step.step == steps or stop
-            if last or (spent - shown > 0.1 if live else step.step % max(1, steps // 10) == 0):
-                shown, left = spent, round(spent / step.step * (steps - step.step))
+            now, last = time.perf_counter(), step.step == steps or stop
+            if last or (now - shown > 0.1 if live else step.step % max(1, steps // 10) == 0):
+                shown = now
+                left = round((now - started) / (step.step - first) * (steps - step.step))
                 bar = f"[{'#' * (12 * step.step // steps):.<12}]" if live else "step"
                 line = (f"{bar} {step.step:,}/{steps:,}  loss {loss:.3f}{held_out}  "
                         f"{speed:,.0f} tokens/s  {left // 60}:{left % 60:02} left")
                 say(f"\r{line:{COLUMNS}.{COLUMNS}}" if live else line, end="" if live else "\n")
+            if directory and (last or now - saved > SAVE_EVERY):
+                trainer.save(directory)
+                saved = now
             if stop:
                 break
     finally:
@@ -1131,55 +1526,58 @@ def _train(trainer, say):
         say(f"stopped by Ctrl-C after {trainer.step:,} of {steps:,} steps")
     return loss
 
-def _prepare(args):
-    """Find all that can be wrong before the training -> documents, tokenizer, Trainer."""
-    def pick(kind, **extra):       # the fields of a config from the options of the same names
-        return kind(**extra, **{name: x for name, x in vars(args).items()
-                                if name in kind.__dataclass_fields__})
+def _prepare(args, given):
+    """Find all that can be wrong before the training -> documents, Trainer."""
+    def pick(kind, options):       # those that are fields of the config
+        return {name: x for name, x in options.items() if name in kind.__dataclass_fields__}
 
-    documents = load_documents(_bundled_names() if args.file is None else args.file)
-    tokenizer = CharTokenizer(documents)
-    config, training = pick(Config, vocab_size=tokenizer.vocab_size), pick(TrainConfig)
-    _check(vars(args), samples=(int, 0, 10 ** 9), max_tokens=(int, 1, 10 ** 9))
-    sample([0.0], args.temperature, args.top_k, args.top_p)
-    tokenizer.encode(args.prompt)
-    count = parameter_count(config)
-    if count > MOST_PARAMETERS:
-        raise ValueError(f"{count:,} parameters are too many for plain Python: the most is "
-                         f"{MOST_PARAMETERS:,}; try a smaller n_embd, n_layer or block_size")
-    model = GPT(config, seed=args.seed)
-    return documents, tokenizer, Trainer(model, tokenizer, documents, training)
+    training, shape = (kind(**pick(kind, vars(args))) for kind in (TrainConfig, Config))
+    _need(args.tokenizer in ("char", "bpe"), f"tokenizer is {args.tokenizer!r}, not char or bpe")
+    documents = load_documents(args.words[0] if args.words else _bundled_names())
+    if args.resume:
+        trainer = Trainer.load(args.resume, documents, **pick(TrainConfig, given))
+        kept, changed = asdict(trainer.model.config), pick(Config, given)
+        _need({**kept, **changed} == kept, f"{args.resume} has {kept}: {changed} cannot be")
+        _need(trainer.step < trainer.config.steps, f"{args.resume} has made its {trainer.step:,} "
+              f"steps: to go on, give more, such as --steps {2 * trainer.step}")
+    else:
+        tokenizer = (CharTokenizer(documents) if args.tokenizer == "char" else
+                     BPETokenizer.train(documents, args.vocab_size))
+        shape = replace(shape, vocab_size=tokenizer.vocab_size)
+        count = parameter_count(shape)
+        _need(count <= MOST_PARAMETERS, f"{count:,} parameters are too many for plain Python: the "
+              f"most is {MOST_PARAMETERS:,}; try a smaller n_embd, n_layer or block_size")
+        trainer = Trainer(GPT(shape, seed=args.seed), tokenizer, documents, training)
+    trainer.tokenizer.encode(args.prompt)
+    args.save = args.save or args.resume
+    if args.save:
+        os.makedirs(args.save, exist_ok=True)
+    return documents, trainer
 
-def _announce(say, source, documents, tokenizer, trainer):
-    """Say what the training will be."""
-    shape, training = trainer.model.config, trainer.config
-    letters = "".join(filter(str.isprintable, tokenizer.characters))
-    total, wte, wpe, attn, mlp, ln = (parameter_count(shape, part)
-                                      for part in ("", "wte", "wpe", "attn", "mlp", "ln_"))
-    say(f"documents   {source}: {len(documents):,}, of which "
-        f"{len(trainer.val_documents):,} held out")
-    say(f"characters  {sum(map(len, documents)):,}; {len(tokenizer.characters):,} different ones: "
-        f"{letters[:27]}{'...' * (len(letters) > 27)}")
-    say(f"model       n_layer {shape.n_layer}, n_head {shape.n_head}, n_embd {shape.n_embd}, "
-        f"block_size {shape.block_size}, vocab_size {shape.vocab_size}")
-    say(f"parameters  {total:,}: embeddings {wte + wpe:,}, attention {attn:,}, MLP {mlp:,}, "
-        f"norms {ln:,}")
-    say(f"training    {training.steps:,} steps of {training.batch_size} windows, lr {training.lr}, "
-        f"{training.engine} engine\n")
-
-def _run(argv):
-    args = _parser().parse_args(argv[argv[:1] == ["train"]:])
-
+def _learn(args, given):
     def say(*words, **options):
         if not args.quiet:
             print(*words, flush=True, **options)
 
-    documents, tokenizer, trainer = _prepare(args)
-    _announce(say, args.file or "the bundled names", documents, tokenizer, trainer)
-    loss, model = _train(trainer, say), trainer.model
+    documents, trainer = _prepare(args, given)
+    model, tokenizer, c, t = trainer.model, trainer.tokenizer, trainer.model.config, trainer.config
+    letters = "".join(filter(str.isprintable, sorted(set().union(*documents))))
+    n, wte, wpe, attn, mlp, ln = (parameter_count(c, part)
+                                  for part in ("", "wte", "wpe", "attn", "mlp", "ln_"))
+    say(f"documents   {args.words[0] if args.words else 'the bundled names'}: {len(documents):,}, "
+        f"of which {len(trainer.val_documents):,} held out\n"
+        f"characters  {sum(map(len, documents)):,}; {len(letters):,} different ones: "
+        f"{letters[:27]}{'...' * (len(letters) > 27)}\n"
+        f"model       n_layer {c.n_layer}, n_head {c.n_head}, n_embd {c.n_embd}, block_size "
+        f"{c.block_size}, vocab_size {c.vocab_size}\n"
+        f"parameters  {n:,}: embeddings {wte + wpe:,}, attention {attn:,}, MLP {mlp:,}, norms "
+        f"{ln:,}\ntraining    {t.steps:,} steps of {t.batch_size} windows, lr {t.lr}, {t.engine} "
+        "engine\n")
+    loss = _train(trainer, say, args.save)
     held_out = evaluate(model, trainer.val_windows or trainer.windows)
     say(f"\nloss        {f'{held_out:.3f} held out, ' if trainer.val_windows else ''}{loss:.3f} in "
-        f"training; knowing nothing is {math.log(tokenizer.vocab_size):.3f}\n")
+        f"training; knowing nothing is {math.log(c.vocab_size):.3f}")
+    say(f"saved       in {args.save}: python microgpt.py sample {args.save}\n" if args.save else "")
     known, rng = set(documents), random.Random(args.seed)
     for _ in range(args.samples):
         text = generate(model, tokenizer, args.prompt, max_tokens=args.max_tokens, seed=rng,
@@ -1187,15 +1585,48 @@ def _run(argv):
         mark = "in the data" if text in known else "new"
         print(text if args.quiet else f"    {text or '(empty)':24} {mark}", flush=True)
 
+def _sample(args, given):
+    model, tokenizer = GPT.load(args.words[0]), load_tokenizer(args.words[0])
+    tokens, rng = [tokenizer.end] + tokenizer.encode(args.prompt), random.Random(given.get("seed"))
+    for _ in range(given.get("samples", 5)):
+        print(args.prompt, end="", flush=True)
+        waiting = []                # tokens that end within a character
+        for token in stream(model, tokens, args.max_tokens, args.temperature, args.top_k,
+                            args.top_p, rng, tokenizer.end):
+            waiting.append(token)
+            if not tokenizer.decode(waiting).endswith("\ufffd"):
+                print(tokenizer.decode(waiting), end="", flush=True)
+                waiting = []
+        print(tokenizer.decode(waiting), flush=True)
+
+def _tokenize(args, given):
+    tokenizer = load_tokenizer(args.words[0])
+    colours = getattr(sys.stdout, "isatty", bool)() and "NO_COLOR" not in os.environ
+    for n, i in enumerate(ids := tokenizer.encode(args.words[1])):
+        text = repr(tokenizer.decode([i]))
+        print(f"{i:7}  " + (f"\x1b[3{3 + 3 * (n % 2)}m{text}\x1b[0m" if colours else text))
+    print(f"{len(args.words[1]):,} characters, {len(ids):,} tokens")
+
+def _run(argv):
+    words, given = _parse(argv)
+    commands = {"train": (_learn, 0, 1), "sample": (_sample, 1), "tokenize": (_tokenize, 2)}
+    run, *counts = commands[words.pop(0) if words and words[0] in commands else "train"]
+    args = SimpleNamespace(words=words, **{**DEFAULTS, **given})
+    if args.help:
+        print(HELP.strip().format(**DEFAULTS))
+        return
+    _need(len(words) in counts, f"{words} does not fit [train] [FILE], sample DIR or tokenize DIR "
+          "TEXT (--help shows what there is)")
+    _check(vars(args), samples=(int, 0, 10 ** 9), max_tokens=(int, 1, 10 ** 9))
+    sample([0.0], args.temperature, args.top_k, args.top_p)
+    run(args, given)
+
 def main(argv=None):
     """The command `python microgpt.py`; returns the exit status."""
     try:
         if hasattr(sys.stdout, "reconfigure"):      # for a terminal that lacks a letter
             sys.stdout.reconfigure(errors="backslashreplace")
-        try:
-            _run(sys.argv[1:] if argv is None else list(argv))
-        except SystemExit:          # after --help
-            pass
+        _run(sys.argv[1:] if argv is None else list(argv))
         print(end="", flush=True)
         return 0
     except KeyboardInterrupt:

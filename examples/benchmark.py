@@ -3,6 +3,7 @@
     python examples/benchmark.py
     pypy3 examples/benchmark.py poems.txt
     python examples/benchmark.py names.txt --baseline reference.py
+    python examples/benchmark.py --gpt2
 
 The job is the usual one for a first GPT: 1 layer, width 16, 4 heads, a block of 16 tokens. Measured
 are, in the order of the table:
@@ -19,6 +20,14 @@ batch of 32       documents a second, with 1 worker and with 2, in turns.
 generation        tokens a second, with the key-value cache; a name's end counts as a token.
 matmul            nanoseconds for a multiplication and an addition, in [64, w] times [w, w]: the
                   best of many.
+BPE               seconds for byte-pair encoding: to train to 2,000 tokens on a megabyte of text, a
+                  document a line, and to encode it, with nothing remembered from before.
+                  The text is the beginning of the standard library's source, so it is the same for
+                  everyone with the same Python. The mean of three rounds, without a warm-up.
+GPT-2 small       only with --gpt2: a model of GPT-2's smallest shape, 124 million parameters, in a
+                  child process: the seconds to load it, to read a prompt of 8 tokens (up to the
+                  first new one) and for each of 8 more tokens, the likeliest ones; the peak of the
+                  child's resident memory, which is not available on Windows.
 
 Another script can be the baseline. It reads documents from input.txt in its working directory,
 prints a line `step N / M | loss X` for each step of one document and, after its steps, 20 lines
@@ -32,13 +41,27 @@ compared with generation by a model that has been trained for 3 steps too. These
 a compiler up, so where this runs under PyPy, run the baseline under CPython, the interpreter that
 most would use for it: --baseline-python python.
 
+BPE is compared with the tokenizers library, which is written in Rust, if it is installed. The two
+do the same job in turns, in the three rounds; the library in its usual way, which is on several
+processors. `times its time` divides our mean by the library's; the range is that of the single
+rounds. `equal to the library`: are the vocabularies, the merges and the ids of the text the same?
+
+GPT-2's own parameters are not needed to measure it, as any take the same time and room. So --gpt2
+writes random ones, as files like GPT-2's own with 4 bytes a number, to a temporary directory: half
+a gigabyte of disk, for a minute or two. With --quick as well, the model is a tiny one.
+
 What to expect? On a laptop with CPython some milliseconds a document with the tensor engine, some
 ten with the value engine; with PyPy far less, once it is warm; with 2 workers up to twice as many
-documents a second, if there are 2 free processors. Machines are noisy, and no two are alike: a
-second run may well differ by a tenth or more. So it is the ratios, measured in turns, that count.
+documents a second, if there are 2 free processors. BPE takes a second or two to train and as long
+to encode, some three or four times the library's time. GPT-2 writes a token in some seconds, with
+PyPy in one or two, and needs little more memory than the 500 MB that its numbers fill. Machines are
+noisy, and no two are alike: a second run may well differ by a tenth or more. So it is the ratios,
+measured in turns, that count.
 """
 
 import argparse
+import glob
+import json
 import math
 import os
 import platform
@@ -46,8 +69,10 @@ import random
 import re
 import shutil
 import statistics
+import struct
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from contextlib import closing
@@ -65,6 +90,9 @@ STEP = re.compile(r"step +\d+ */ *\d+ *\| *loss")
 SAMPLE = re.compile(r"sample +\d+: ?(.*)")
 NUM_STEPS = re.compile(r"^num_steps *= *[\d_]+", re.MULTILINE)
 BLOCK = microgpt.Config(1).block_size
+GPT2_SMALL = microgpt.Config(50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
+TINY = microgpt.Config(257, block_size=32, n_layer=2, n_head=2, n_embd=8)
+PROMPT, MORE = 8, 8         # tokens that GPT-2 reads, and that it writes after the first
 
 
 # --- The table -----------------------------------------------------------------------------------
@@ -77,9 +105,9 @@ def row(label, value, unit="", note=""):
     print(f"{label:34} {value:>13} {unit:14} {note}".rstrip(), flush=True)
 
 
-def ratio_row(label, ratios, ratio):
+def ratio_row(label, ratios, ratio, unit="times as fast"):
     """Print a ratio and the range of the ratios of the rounds."""
-    row(label, ratio, "times as fast", f"{min(ratios):.3g} to {max(ratios):.3g}")
+    row(label, ratio, unit, f"{min(ratios):.3g} to {max(ratios):.3g}")
 
 
 # --- Child processes -----------------------------------------------------------------------------
@@ -306,6 +334,143 @@ def multiplying(seconds):
         row(f"matmul, width {width}", 1e9 * best / (64 * width * width), "ns/multiply-add")
 
 
+# --- BPE -----------------------------------------------------------------------------------------
+
+def source_lines(size):
+    """So many characters of the standard library's source, a document a line."""
+    folder, text = sysconfig.get_paths()["stdlib"], ""
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "[a-z]*.py"))):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text += file.read(size - len(text))
+    if not text:
+        raise ValueError(f"there is no source of the standard library in {folder}")
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def our_bpe(documents, size):
+    """Seconds to train, seconds to encode, and the result: vocabulary, merges, ids."""
+    started = time.perf_counter()
+    tokenizer = microgpt.BPETokenizer.train(documents, size)
+    trained = time.perf_counter()
+    ids = [tokenizer.encode(document) for document in documents]
+    ended = time.perf_counter()
+    return trained - started, ended - trained, (tokenizer.vocab, tokenizer.merges, ids)
+
+
+def library_bpe(tokenizers, documents, size):
+    """The same by the tokenizers library."""
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    started = time.perf_counter()
+    tokenizer.train_from_iterator(documents, size - 1, min_frequency=1, show_progress=False)
+    tokenizer.add_special_tokens([microgpt.END])        # as the last one; the trainer's are first
+    trained = time.perf_counter()
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(documents)]
+    ended = time.perf_counter()
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]      # older: with a space between
+    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
+    return trained - started, ended - trained, (tokenizer.get_vocab(), merges, ids)
+
+
+def bpe(documents, size):
+    """Rows on byte-pair encoding."""
+    try:
+        import tokenizers
+    except ImportError:
+        tokenizers = None
+    ours, theirs, equal = [], [], True
+    for _ in range(ROUNDS):
+        *seconds, result = our_bpe(documents, size)
+        ours.append(seconds)
+        if tokenizers:
+            *seconds, expected = library_bpe(tokenizers, documents, size)
+            theirs.append(seconds)
+            equal = equal and result == expected
+    megabytes = sum(len(document.encode()) for document in documents) / 1e6
+    notes = f"{size:,} tokens", f"{megabytes:.2f} MB of text"
+    for i, (name, note) in enumerate(zip(("training", "encoding"), notes)):
+        mean = statistics.mean(times[i] for times in ours)
+        row(f"BPE {name}", mean, "s", note)
+        if tokenizers:
+            library = statistics.mean(times[i] for times in theirs)
+            row(f"BPE {name}, library", library, "s", f"version {tokenizers.__version__}")
+            ratio_row(f"BPE {name} to library", [a[i] / b[i] for a, b in zip(ours, theirs)],
+                      mean / library, "times its time")
+    if tokenizers:
+        row("BPE, equal to the library", "yes" if equal else "no")
+    else:
+        row("BPE, library", "tokenizers not installed")
+
+
+# --- GPT-2 ---------------------------------------------------------------------------------------
+
+# A Python of its own loads and runs the model, so that the memory is the model's. (Linux counts the
+# memory of the process that starts another in the peak of the other, but this one has less.)
+RUN_GPT2 = """
+import json, sys, time
+import microgpt
+directory, prompt, more = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+times = [time.perf_counter()]
+model = microgpt.GPT.load(directory)
+times.append(time.perf_counter())
+for _ in microgpt.stream(model, list(range(prompt)), 1 + more, temperature=0, end=-1):
+    times.append(time.perf_counter())
+try:
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+except ImportError:
+    peak = None
+print(json.dumps([times, peak]))
+"""
+
+
+def write_gpt2(directory, config):
+    """Write a random model as GPT-2's files are, in little memory: gains 1, biases 0, weights with
+    a deviation of 0.02. A row is a piece, from some place on, of one long row of random numbers."""
+    with open(os.path.join(directory, "config.json"), "w", encoding="utf-8") as file:
+        json.dump({"model_type": "gpt2", "vocab_size": config.vocab_size,
+                   "n_positions": config.block_size, "n_layer": config.n_layer,
+                   "n_head": config.n_head, "n_embd": config.n_embd}, file)
+    rng, longest = random.Random(0), 4 * config.n_embd
+    noise = struct.pack(f"<{16 * longest}f", *(rng.gauss(0, 0.02) for _ in range(16 * longest)))
+    header, stop = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in microgpt.parameter_shapes(config).items():
+        start, stop = stop, stop + 4 * math.prod(shape)
+        shape = shape[::-1] if ".c_" in name else shape         # in the file: [n_in, n_out]
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, stop]}
+    text = json.dumps(header).encode()
+    with open(os.path.join(directory, "model.safetensors"), "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, entry in list(header.items())[1:]:
+            *height, width = entry["shape"]
+            if height:
+                for _ in range(height[0]):
+                    start = 4 * rng.randrange(15 * longest)
+                    file.write(noise[start:start + 4 * width])
+            else:
+                file.write(struct.pack("<f", name.endswith("weight")) * width)
+
+
+def gpt2(config):
+    """Rows on a model of a GPT-2's shape."""
+    with tempfile.TemporaryDirectory() as directory:
+        write_gpt2(directory, config)
+        child = subprocess.run(
+            [sys.executable, "-c", RUN_GPT2, directory, str(PROMPT), str(MORE)],
+            cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
+    if child.returncode:
+        raise ValueError("GPT-2 failed: " + child.stderr.strip())
+    (started, loaded, first, *others), peak = json.loads(child.stdout)
+    row("GPT-2 small, load", loaded - started, "s",
+        f"{microgpt.parameter_count(config):,} parameters")
+    row(f"GPT-2 small, prompt of {PROMPT}", first - loaded, "s")
+    row("GPT-2 small, per token", (others[-1] - first) / MORE, "s", f"{MORE} tokens")
+    if peak is None:
+        row("GPT-2 small, peak memory", "not available")
+    else:
+        row("GPT-2 small, peak memory", peak / 1e6, "MB")
+
+
 def main():
     """Measure everything and print the table."""
     parser = argparse.ArgumentParser(
@@ -318,6 +483,9 @@ def main():
                         help="the interpreter that runs it (this one)")
     parser.add_argument("--seconds", metavar="X", type=float,
                         help="how long to measure each thing, three times where in turns (3)")
+    parser.add_argument("--gpt2", action="store_true",
+                        help="measure a model of GPT-2's smallest shape too; it takes half a "
+                             "gigabyte of disk and of memory, and a minute or two")
     parser.add_argument("--quick", action="store_true", help="measure badly, in a few seconds")
     args = parser.parse_args()
     seconds = args.seconds or (0.05 if args.quick else 3.0)
@@ -335,6 +503,9 @@ def main():
         workers(cut, tokenizer, seconds, warm)
         writing(model, cut, tokenizer, seconds, warm, baseline)
         multiplying(seconds / 3)
+        bpe(source_lines(20_000 if args.quick else 10 ** 6), 300 if args.quick else 2000)
+        if args.gpt2:
+            gpt2(TINY if args.quick else GPT2_SMALL)
     except (OSError, ValueError) as error:
         sys.exit(f"benchmark: {error}")
 

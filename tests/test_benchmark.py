@@ -1,11 +1,15 @@
-"""examples/benchmark.py prints its whole table, with and without a baseline."""
+"""examples/benchmark.py prints its whole table, with and without what there is to compare with."""
 
+import importlib.util
 import os
 import re
+import statistics
 import subprocess
 import sys
 
 import pytest
+
+import microgpt
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BENCHMARK = os.path.join(ROOT, "examples", "benchmark.py")
@@ -26,6 +30,26 @@ generation
 matmul, width 16
 matmul, width 64
 matmul, width 128
+BPE training
+BPE encoding
+BPE, library
+""".strip().split("\n")
+
+LIBRARY_ROWS = """
+BPE training
+BPE training, library
+BPE training to library
+BPE encoding
+BPE encoding, library
+BPE encoding to library
+BPE, equal to the library
+""".strip().split("\n")
+
+GPT2_ROWS = """
+GPT-2 small, load
+GPT-2 small, prompt of 8
+GPT-2 small, per token
+GPT-2 small, peak memory
 """.strip().split("\n")
 
 BASELINE_ROWS = """
@@ -51,11 +75,33 @@ for i in range(20):
     print(f"sample {i + 1:2d}: {'x' * i}")
 """
 
+NO_LIBRARY = "raise ImportError('not here')\n"
 
-def run(*arguments):
-    """Run the benchmark as a child."""
+FAKE_LIBRARY = """
+import json
+from types import SimpleNamespace
+import microgpt
+__version__ = "1.2.3"
+
+class ByteLevelBPETokenizer:
+    def train_from_iterator(self, documents, vocab_size, **options):
+        self.own = microgpt.BPETokenizer.train(documents, vocab_size + 1)
+    def add_special_tokens(self, tokens):
+        assert list(self.own.vocab)[-len(tokens):] == tokens
+    def encode_batch(self, documents):
+        return [SimpleNamespace(ids=self.own.encode(document)) for document in documents]
+    def get_vocab(self):
+        return dict(self.own.vocab)
+    def to_str(self):
+        return json.dumps({"model": {"merges": list(map(list, self.own.merges))}})
+"""
+
+
+def run(*arguments, path=None):
+    """Run the benchmark as a child, with a folder of modules if one is given."""
+    env = {**os.environ, "PYTHONPATH": str(path)} if path else None
     return subprocess.run([sys.executable, BENCHMARK, "--quick", *map(str, arguments)],
-                          capture_output=True, encoding="utf-8")
+                          capture_output=True, encoding="utf-8", env=env)
 
 
 def table(child):
@@ -79,23 +125,75 @@ def names(tmp_path):
     return path
 
 
-def test_table():
-    """Without a baseline: all rows, all numbers above 0 (the import may drown in noise)."""
-    rows = table(run())
-    assert list(rows) == ROWS
+@pytest.fixture
+def no_library(tmp_path):
+    """A folder with a tokenizers module that cannot be imported."""
+    folder = tmp_path / "absent"
+    folder.mkdir()
+    (folder / "tokenizers.py").write_text(NO_LIBRARY, encoding="utf-8")
+    return folder
+
+
+def test_table(no_library):
+    """Nothing to compare with: all rows, all numbers above 0 (the import may drown in noise)."""
+    rows = table(run("--gpt2", path=no_library))
+    assert list(rows) == ROWS + GPT2_ROWS
+    assert rows.pop("BPE, library") == "tokenizers not installed"
     for label, cell in rows.items():
-        if label == "default run, peak memory" and sys.platform == "win32":
+        if label.endswith("peak memory") and sys.platform == "win32":
             assert cell == "not available"
         elif label != "import microgpt":
             assert number(cell) > 0, label
 
 
+@pytest.mark.parametrize("wrong, answer", [
+    ("", "yes"),
+    ("get_vocab = lambda self: {**self.own.vocab, 'new': 300}", "no"),
+    ("to_str = lambda self: json.dumps({'model': {'merges': []}})", "no"),
+    ("encode_batch = lambda self, batch: [SimpleNamespace(ids=[1]) for _ in batch]", "no")])
+def test_library(tmp_path, names, wrong, answer):
+    """With a tokenizers library: rows to compare, and whether vocabulary, merges, ids are equal."""
+    source = FAKE_LIBRARY + "    " + wrong + "\n"
+    (tmp_path / "tokenizers.py").write_text(source, encoding="utf-8")
+    rows = table(run(names, path=tmp_path))
+    assert list(rows) == ROWS[:ROWS.index("BPE training")] + LIBRARY_ROWS
+    assert rows.pop("BPE, equal to the library") == answer
+    for label in LIBRARY_ROWS[:-1]:
+        assert number(rows[label]) > 0, label
+    for label in "BPE training", "BPE encoding":
+        ratio, low, high = re.fullmatch(r"([\d.e+]+) times its time ([\d.e+]+) to ([\d.e+]+)",
+                                        rows[label + " to library"]).groups()
+        expected = number(rows[label]) / number(rows[label + ", library"])
+        assert float(ratio) == pytest.approx(expected, rel=0.02)
+        assert float(low) <= 1.01 * float(ratio) and float(ratio) <= 1.01 * float(high)
+
+
+def test_real_library(names):
+    """What the benchmark asks of the tokenizers library is there, and gives what microgpt gives."""
+    pytest.importorskip("tokenizers")
+    assert table(run(names))["BPE, equal to the library"] == "yes"
+
+
+def test_written_model(tmp_path):
+    """The model that stands for GPT-2 opens, as one of GPT-2's would, and is as random."""
+    spec = importlib.util.spec_from_file_location("benchmark", BENCHMARK)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    benchmark.write_gpt2(tmp_path, microgpt.Config(50, block_size=8, n_layer=2, n_head=2, n_embd=8))
+    params = microgpt.GPT.load(tmp_path).params
+    assert set(params["h.1.ln_2.weight"]) == {1.0}
+    assert set(params["h.1.mlp.c_fc.bias"]) == {0.0}
+    for name in "wte.weight", "wpe.weight", "h.0.attn.c_attn.weight", "h.1.mlp.c_proj.weight":
+        assert len(set(map(tuple, params[name]))) > len(params[name]) / 2
+        assert 0.01 < statistics.stdev(x for row in params[name] for x in row) < 0.04
+
+
 @pytest.mark.parametrize("end", ["\n", "\r"])
-def test_baseline(tmp_path, names, end):
+def test_baseline(tmp_path, names, no_library, end):
     """With a baseline, whose 10 ms a step are measured, however its lines end."""
     script = tmp_path / "fake.py"
     script.write_text(FAKE.replace("END", repr(end)), encoding="utf-8")
-    rows = table(run(names, "--baseline", script))
+    rows = table(run(names, "--baseline", script, path=no_library))
     assert set(rows) == {*ROWS, *BASELINE_ROWS}
     for label in BASELINE_ROWS:
         assert number(rows[label]) > 0, label

@@ -28,9 +28,12 @@ def test_the_order_of_documents_does_not_matter():
     assert CharTokenizer(["bob", "ada"]).characters == CharTokenizer(["ada", "bob"]).characters
 
 
-def test_endoftext_as_text_is_plain_characters():
-    tokenizer = CharTokenizer(["<|endoftext|>"])
-    assert tokenizer.end not in tokenizer.encode("<|endoftext|>")
+def test_endoftext_in_a_text_is_that_token():
+    tokenizer = CharTokenizer(["ab"])
+    assert tokenizer.encode("<|endoftext|>a<|endoftext|><|endoftext|>") == [2, 0, 2, 2]
+    assert tokenizer.decode(tokenizer.encode("<|endoftext|>ab")) == "<|endoftext|>ab"
+    spelled = CharTokenizer(["<|endoftext|>\n"])
+    assert spelled.encode("<|endoftext|\n") == [spelled.vocab[c] for c in "<|endoftext|\n"]
 
 
 def test_empty_text_has_no_tokens(tokenizer):
