@@ -11,21 +11,9 @@ leaves out what small models on a laptop can do without: GPUs, dropout, mixed pr
 It is a command, a library (`import microgpt`) and a tutorial: read it from here to the end. Each
 chapter can be understood from those before it, and the `>>>` examples are run by the tests.
 
-Part I, the tutorial
-    1. Documents     what there is to learn from
-    2. Tokens        text becomes numbers
-    3. Value         a number that remembers where it came from, and so its derivatives
-    4. Layers        the formulas that a GPT is made of
-    5. GPT           the layers, put together
-    6. Optimizer     from derivatives to better parameters
-    7. Tensor        the same derivatives, several times faster
-    8. Training      the loop that turns documents into parameters
-    9. Generation    the loop that turns parameters into new documents
-Part II, the tool
-    10. Speed            the same on floats, and by several processes
-    11. Subword tokens   a vocabulary between characters and words
-    12. Checkpoints      models as files, which other programs for GPT-2 read too
-    13. Command line
+    Part I, the tutorial    1. Documents    2. Tokens       3. Value        4. Layers    5. GPT
+                            6. Optimizer    7. Tensor       8. Training     9. Generation
+    Part II, the tool       10. Speed    11. Subword tokens    12. Checkpoints    13. Command line
 
 One idea runs through it: the model is written once, as functions of rows of numbers, and *the
 numbers decide how it runs*. Floats give an answer and nothing else. `Value`s also record how the
@@ -36,14 +24,12 @@ Glossary
     token         what the model reads and writes: an integer that stands for a character
     logit         a score for a possible next token: any number, the higher the likelier
     loss          how surprised the model was by the token that really came: -log(probability)
-    parameter     a number that training adjusts; together they are what the model knows
-    gradient      the loss's derivative by a parameter: how the loss moves if the parameter does
+    parameter     a number that training adjusts, by its gradient: the loss's derivative by it
     n_embd        width: how many numbers describe a token inside the model
     n_head        how many independent looks at the other tokens each attention takes
     n_layer       how many blocks (attention, then a small network) are stacked
     block_size    how many tokens the model can see at once (nothing to do with blocks)
-    window        a piece of a document, short enough to be seen at once; several make a batch
-    vocab_size    how many different tokens there are
+    window        a piece of a document, short enough for that; several make a batch
 """
 
 import gc
@@ -82,9 +68,8 @@ def _check(values, **rules):
     """Raise ValueError unless each value keeps its rule: name=(int or float, least, most)."""
     for name, (kind, low, high) in rules.items():
         x = values[name]
-        sort = "whole number" if kind is int else "number"
         _need(isinstance(x, (int, kind)) and not isinstance(x, bool) and low <= x <= high,
-              f"{name} is {x!r}: it must be a {sort} from {low} to {high}")
+              f"{name} is {x!r}: must be a {'whole ' * (kind is int)}number from {low} to {high}")
 
 
 # === 1. Documents ================================================================================
@@ -94,7 +79,6 @@ def _check(values, **rules):
 
 def load_documents(path):
     """Read a UTF-8 text file: one document a line, blank lines skipped, BOM and CRLF tolerated.
-
     Raises OSError if it cannot be read, ValueError if it is not text or holds no documents."""
     with open(path, "rb") as file:
         raw = file.read().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -109,10 +93,7 @@ def load_documents(path):
     return documents
 
 def split_documents(documents, val_fraction=0.1, seed=0):
-    """Shuffle by the seed and hold some out -> (training documents, held-out documents).
-    >>> split_documents(["ada", "bob", "cleo", "dan"], val_fraction=0.25, seed=1)
-    (['ada', 'cleo', 'bob'], ['dan'])
-    """
+    """Shuffle by the seed and hold some out -> (training documents, held-out documents)."""
     shuffled = list(documents)
     random.Random(seed).shuffle(shuffled)
     _need(len(shuffled) > 1 or not val_fraction, "a single document cannot be split into training "
@@ -145,18 +126,16 @@ class CharTokenizer:
         tokens = re.findall("<[|]endoftext[|]>|.", text, re.DOTALL)
         unknown = [token for token in tokens if token not in self.vocab]
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is not among the {self.end} characters that the "
-                             f"model knows: {''.join(self.characters[:100])!r}"
-                             f"{'...' * (self.end > 100)}")
+            raise ValueError(f"{unknown[0]!r} is not among the {self.end} characters the model "
+                             f"knows: {''.join(self.characters[:100])!r}{'...' * (self.end > 100)}")
         return [self.vocab[token] for token in tokens]
 
     def decode(self, ids): return "".join(map(list(self.vocab).__getitem__, ids))
 
 def windows(document, tokenizer, block_size):
-    """A document's tokens with <|endoftext|> on both sides, in pieces of <= block_size + 1.
-
-    In a window each token but the last is there to predict the next. Windows overlap by one token,
-    so every token is predicted exactly once; a window sees nothing of the one before it.
+    """A document's tokens with <|endoftext|> on both sides, in pieces of <= block_size + 1. In a
+    window each token but the last is there to predict the next. Windows overlap by one token, so
+    every token is predicted exactly once; a window sees nothing of the one before it.
     >>> windows("abbe", CharTokenizer(["abe"]), block_size=3)
     [[3, 0, 1, 1], [1, 2, 3]]
     """
@@ -164,12 +143,7 @@ def windows(document, tokenizer, block_size):
     return [tokens[i:i + block_size + 1] for i in range(0, len(tokens) - 1, block_size)]
 
 def pack(batch):
-    """Windows -> (tokens, positions, targets), each one long row for the whole batch.
-
-    Positions count from 0 in each window, and so also tell where a window begins.
-    >>> pack([[3, 0, 1, 1], [1, 2, 3]])
-    ([3, 0, 1, 1, 2], [0, 1, 2, 0, 1], [0, 1, 1, 2, 3])
-    """
+    """Windows -> (tokens, positions, targets), one long row each; position 0 begins a window."""
     return ([token for window in batch for token in window[:-1]],
             [position for window in batch for position in range(len(window) - 1)],
             [token for window in batch for token in window[1:]])
@@ -179,16 +153,14 @@ def pack(batch):
 # Training asks of every parameter: if it were a little larger, how would the loss change? A `Value`
 # is a number that remembers its children, which it was computed from, and its local gradients, its
 # own derivative by each child. The chain rule needs no more: multiply the local gradients along
-# every path from the loss down to the parameter, and add up the paths. (In a b + a^2 two paths lead
-# to a; one gives b, the other 2a.)
+# every path from the loss to the parameter, and add up the paths (in a b + a^2, to a: b and 2a).
 
 class Value:
     """A number that remembers where it came from.
     >>> a, b = Value(2.0), Value(-3.0)
-    >>> loss = a * b + a ** 2
-    >>> loss.backward()
-    >>> loss.data, a.grad, b.grad         # d loss / da = b + 2a,  d loss / db = a
-    (-2.0, 1.0, 2.0)
+    >>> (a * b + a ** 2).backward()
+    >>> a.grad, b.grad                    # the derivative by a is b + 2a, that by b is a
+    (1.0, 2.0)
     """
     __slots__ = ("data", "grad", "_children", "_local_grads")
 
@@ -198,7 +170,7 @@ class Value:
         self._children = children           # the Values it was computed from
         self._local_grads = local_grads     # d self / d child, for each of them
 
-    def gradient(self): return self.grad
+    lift = classmethod(lambda cls, x: _map(cls, x))     # floats -> Values, in the same shape
     def __repr__(self): return f"{type(self).__name__}(data={self.data}, grad={self.grad})"
     def __float__(self): return float(self.data)
 
@@ -251,29 +223,24 @@ class Value:
         >>> a.grad, b.grad
         (6.0, 3.0)
 
-        Why add and not set? Because a Value that is used twice gets a gradient from each use. For
-        the same reason a second call adds to what the first one left in the leaves (Values without
-        children: parameters, inputs), as if the losses had been added. To start afresh, set their
-        grad to 0. Gradients between leaves and loss belong to one call, and each call clears them.
+        Why add and not set? Because a Value that is used twice gets a gradient from each use. So a
+        second call adds to what the first left in the leaves (Values without children: parameters,
+        inputs); to start afresh, set their grad to 0. Each call first clears all other gradients.
         >>> d.backward()
         >>> a.grad, b.grad
         (12.0, 3.0)
         """
         # 1) Order the graph, children before parents, by a depth-first walk. Its stack is a list:
-        #    a deep graph would overflow Python's own. A Value comes off the stack twice: first to
-        #    put itself, a None and its children there (its grad becomes None), then, found under
-        #    the None, to be ordered. Leaves are left out: they have nothing to hand on.
-        order, stack = [], [self] if self._children else []
+        #    Python's own would overflow. A Value comes off it twice: first to put itself, a None
+        #    and its children there (its grad becomes None), then, under the None, to be ordered.
+        order, stack = [], [self]
         while stack:
             node = stack.pop()
             if node is None:
                 order.append(stack.pop())
-            elif node.grad is not None:
+            elif node._children and node.grad is not None:      # leaves have nothing to hand on
                 node.grad = None
-                stack += node, None
-                for child in node._children:
-                    if child._children and child.grad is not None:
-                        stack.append(child)
+                stack += node, None, *node._children
         for node in order:
             node.grad = 0.0
         # 2) From the loss down, each Value hands its gradient on.
@@ -287,26 +254,23 @@ class Value:
         for child, local_grad in zip(self._children, self._local_grads):
             child.grad += local_grad * grad
 
-    @classmethod
-    def lift(cls, x): return _map(cls, x)       # floats -> Values, in the same shape
-
 def _map(function, x):
     """The function of every number of a number, a row or rows."""
     if not isinstance(x, (list, tuple)):
         return function(x)
     return [_map(function, y) if isinstance(y, (list, tuple)) else function(y) for y in x]
 def _zeros(x): return _map(lambda _: 0.0, x)
+def _rows(x): return [x] if isinstance(x[0], (int, float)) else x       # a row or rows -> rows
 
 def gradients(params):
-    """The gradients that backward() left in lifted parameters -> {name: floats of their shape}."""
-    return {name: _map(lambda value: value.gradient(), x) for name, x in params.items()}
+    """What backward() left in lifted parameters, or zeros -> {name: floats of their shape}."""
+    return {name: _map(lambda v: v.grad or _zeros(v.data), x) for name, x in params.items()}
 
 def gradcheck(f, params, number=Value, step=1e-5, tolerance=1e-6):
-    """Is every derivative what nudging says it is? Returns the largest difference.
-
-    f takes params, {name: float, row or rows}, lifted to Values, and returns a Value. Each number
-    is moved up and down by `step`: (f(up) - f(down)) / (2 step) must equal its gradient within
-    `tolerance`, relative to the larger of the two or to 1; ArithmeticError names one that does not.
+    """Is every derivative what nudging says it is? Returns the largest difference. f takes params,
+    {name: float, row or rows}, lifted to Values, and returns a Value. Each number is moved up and
+    down by `step`: (f(up) - f(down)) / (2 step) must equal its gradient within `tolerance`,
+    relative to the larger of the two or to 1; ArithmeticError names one that does not.
     >>> gradcheck(lambda p: p["a"] * p["b"] + p["a"] ** 2, {"a": 2.0, "b": -3.0}) < 1e-9
     True
     """
@@ -316,10 +280,9 @@ def gradcheck(f, params, number=Value, step=1e-5, tolerance=1e-6):
         kept, measured = holder[key], 0.0
         if isinstance(kept, list):
             return max(check(kept, i, claimed[i], f"{name}[{i}]") for i in range(len(kept)))
-        for nudge in (step, -step):
+        for nudge in (step, -step):                             # f(up) counts +, f(down) -
             holder[key] = kept + nudge
-            moved = {root: number.lift(x) for root, x in params.items()}
-            measured += float(f(moved)) / (2 * nudge)          # f(up) counts +, f(down) -
+            measured += float(f({k: number.lift(x) for k, x in params.items()})) / (2 * nudge)
         holder[key] = kept
         error = abs(claimed - measured) / max(1.0, abs(claimed), abs(measured))
         if not error <= tolerance:
@@ -333,8 +296,7 @@ def gradcheck(f, params, number=Value, step=1e-5, tolerance=1e-6):
 
 # === 4. Layers ===================================================================================
 # A GPT is a few formulas applied over and over, each written here in plain arithmetic on rows of
-# numbers, a row per token. On floats the arithmetic gives an answer, on Values an answer that
-# remembers how it came about. These are the definitions; whatever is faster must agree with them.
+# numbers, a row per token. These are the definitions; whatever is faster must agree with them.
 # `singledispatch` lets chapter 7, or another program, give a layer a second rule for other rows,
 # without touching the model: it picks the rule by the type of the first argument.
 
@@ -345,12 +307,8 @@ def tanh(x): return x.tanh() if isinstance(x, Value) else math.tanh(x)
 _sumprod = getattr(math, "sumprod", lambda a, b: sum(map(mul, a, b)))    # C from Python 3.12 on
 
 def dot(a, b):
-    """a[0] b[0] + a[1] b[1] + ...  Nearly all of a GPT's arithmetic happens here.
-
-    Of two rows of Values it makes one node with 2n children in place of 2n nodes.
-    >>> dot([1.0, 2.0], [3.0, 4.0])
-    11.0
-    """
+    """a[0] b[0] + a[1] b[1] + ...  Nearly all of a GPT's arithmetic happens here. Of two rows of
+    Values it makes one node with 2n children in place of 2n nodes."""
     if isinstance(a[0], Value) and isinstance(b[0], Value):
         try:
             x, y = [v.data for v in a], [v.data for v in b]
@@ -361,13 +319,8 @@ def dot(a, b):
 
 @singledispatch
 def softmax(row):
-    """Scores -> probabilities: e^score, divided by the sum of them all.
-
-    Subtracting the largest score first changes no ratio, but keeps e^score from overflowing. As it
-    changes nothing, it needs no derivative and enters as a plain float.
-    >>> softmax([1000.0, 1000.0])
-    [0.5, 0.5]
-    """
+    """Scores -> probabilities: e^score, divided by the sum of them all. Subtracting the largest
+    first changes no ratio, and so needs no derivative, but keeps e^score from overflowing."""
     largest = max(map(float, row))
     exps = [exp(x - largest) for x in row]
     scale = 1 / sum(exps)
@@ -386,46 +339,42 @@ def add(x, y):
 @singledispatch
 def linear(x, weight, bias=None):
     """y = x W^T + b: each output is a weighted sum of the token's inputs, plus a bias.
-
     x [n_tokens, n_in], weight [n_out, n_in], bias [n_out] -> [n_tokens, n_out]"""
     y = [[dot(row, w) for w in weight] for row in x]
     return y if bias is None else [[a + b for a, b in zip(row, bias)] for row in y]
 
+def _normalize(row, eps):
+    """A row -> (n, s): n = (row - mean) s and s = 1 / sqrt(variance + eps)."""
+    mean = sum(row) / len(row)
+    centred = [a - mean for a in row]
+    s = (dot(centred, centred) / len(row) + eps) ** -0.5
+    return [c * s for c in centred], s
+
 @singledispatch
 def layernorm(x, gain, bias, eps=1e-5):
-    """y = gain (x - mean) / sqrt(variance + eps) + bias, for each row by itself.
-
-    However large or small a row has become, the next layer sees it at one scale.
+    """y = gain (x - mean) / sqrt(variance + eps) + bias, for each row by itself: however large or
+    small a row has become, the next layer sees it at one scale.
     x [n_tokens, n_embd], gain [n_embd], bias [n_embd] -> [n_tokens, n_embd]
     Source: Ba, Kiros and Hinton 2016, "Layer Normalization", equation 4."""
-    out = []
-    for row in x:
-        mean = sum(row) / len(row)
-        centred = [a - mean for a in row]
-        scale = (dot(centred, centred) / len(row) + eps) ** -0.5
-        out.append([c * scale * g + b for c, g, b in zip(centred, gain, bias)])
-    return out
+    return [[n * g + b for n, g, b in zip(_normalize(row, eps)[0], gain, bias)] for row in x]
 
 GELU = math.sqrt(2 / math.pi), 0.044715
 @singledispatch
 def gelu(x):
     """y = x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, which is about x above 2, 0 below -2.
-
     Without a bend like this between them, two linear layers are no more than one. This one is
     smooth, so even a number that is held back still has a gradient by which to come back.
     [n_tokens, n] -> [n_tokens, n]
-    Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2; GPT-2's choice.
-    """
+    Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2; GPT-2's choice."""
     c, d = GELU
     return [[a * 0.5 * (tanh(a * (a * a * (c * d) + c)) + 1.0) for a in row] for row in x]
 
 @singledispatch
 def attention(x, positions, n_head, past=None):
-    """Causal multi-head attention: each token gathers what it needs from the tokens before it.
-
-    A row of x is a token's query, key and value: what it looks for, what it can be found by, what
-    it has to give. The query is compared, by dot, with the keys of the tokens up to its own;
-    softmax makes weights of these scores, and the values are averaged with the weights:
+    """Causal multi-head attention: each token gathers what it needs from the tokens before it. A
+    row of x is a token's query, key and value: what it looks for, what it can be found by, what it
+    has to give. The query is compared, by dot, with the keys of the tokens up to its own; softmax
+    makes weights of these scores, and the values are averaged with the weights:
 
         scores = q k^T / sqrt(d)         out = softmax(scores) v
 
@@ -439,11 +388,10 @@ def attention(x, positions, n_head, past=None):
     n_embd = len(x[0]) // 3
     d = n_embd // n_head
     keys, values = past or ([], [])
-    n_past = len(keys)
     keys.extend([row[n_embd:2 * n_embd] for row in x])
     values.extend([row[2 * n_embd:] for row in x])
     out = []
-    for t, (row, position) in enumerate(zip(x, positions), start=n_past):
+    for t, (row, position) in enumerate(zip(x, positions), start=len(keys) - len(x)):
         seen = slice(t - position, t + 1)
         gathered = []
         for head in range(0, n_embd, d):
@@ -456,15 +404,11 @@ def attention(x, positions, n_head, past=None):
 
 @singledispatch
 def cross_entropy(logits, targets):
-    """The loss: the mean over the tokens of -log softmax(logits)[target], in nats.
-
-    0 is certain and right; log(vocab_size) knows nothing; e^loss is the number of equally likely
-    tokens that would leave one as much in doubt. Computed as log(sum e^logit) - logit[target], the
-    largest logit taken out first, it is finite however large the logits are.
-    logits [n_tokens, vocab_size], targets [n_tokens] -> a number
-    >>> cross_entropy([[1e4, -1e4], [0.0, 0.0]], [1, 0]) == (2e4 + math.log(2)) / 2
-    True
-    """
+    """The loss: the mean over the tokens of -log softmax(logits)[target], in nats. 0 is certain and
+    right; log(vocab_size) knows nothing; e^loss is the number of equally likely tokens that would
+    leave one as much in doubt. Computed as log(sum e^logit) - logit[target], the largest logit
+    taken out first, it is finite however large the logits are.
+    logits [n_tokens, vocab_size], targets [n_tokens] -> a number"""
     losses = []
     for row, target in zip(logits, targets):
         largest = max(map(float, row))
@@ -496,8 +440,7 @@ class Config:
               f"n_head, which is {self.n_head}; try {self.n_embd + -self.n_embd % self.n_head}")
 
 def parameter_shapes(config):
-    """{name: shape} of every parameter, by GPT-2's names. A weight is [n_out, n_in]: a row for each
-    output. (GPT-2's own files hold the c_ weights the other way round.)"""
+    """{name: shape} of all parameters, by GPT-2's names. A weight is [n_out, n_in], as linear's."""
     # wte, wpe: embeddings of tokens and positions; h.i: block i; ln: layernorm; c_attn: the row to
     # q, k, v; c_fc: the row to the MLP's four times wider one; c_proj: back to the row.
     C = config.n_embd
@@ -539,19 +482,15 @@ class GPT:
 
     def __call__(self, tokens, positions=None, cache=None, last=False):
         """The forward pass: [n_tokens] ids -> [n_tokens, vocab_size] logits of what follows each.
-
         `positions` tell where each token stands in its document; without them the tokens are one
-        document, from its start or from where the cache ends. `last`: only the last row of logits.
-        """
+        document, from its start or from where the cache ends. `last` asks for the last row only."""
         p = self.params
-        if positions is None:
-            start = len(cache[0][0]) if cache else 0
-            positions = range(start, start + len(tokens))
+        start = len(cache[0][0]) if cache else 0
+        positions = positions or range(start, start + len(tokens))
         for name, ids, size in (("token", tokens, self.config.vocab_size),
                                 ("position", positions, self.config.block_size)):
             for i in ids:
-                if not 0 <= i < size:
-                    raise ValueError(f"{name} {i} is not in 0 to {size - 1}")
+                _need(0 <= i < size, f"{name} {i} is not in 0 to {size - 1}")
         x = add(embedding(p["wte.weight"], tokens), embedding(p["wpe.weight"], positions))
         for i in range(self.config.n_layer):
             h = f"h.{i}."
@@ -565,9 +504,7 @@ class GPT:
         x = layernorm(x[-1:] if last else x, p["ln_f.weight"], p["ln_f.bias"])
         return linear(x, p["wte.weight"])
 
-    def new_cache(self):
-        """Room for the keys and values of past tokens: a pair of empty lists for each block."""
-        return [([], []) for _ in range(self.config.n_layer)]
+    def new_cache(self): return [([], []) for _ in range(self.config.n_layer)]  # past keys, values
 
     def loss(self, batch):
         """The mean loss of all predictions in a list of windows."""
@@ -581,20 +518,15 @@ class GPT:
 # of its square, whose root is the gradient's usual size. m / sqrt(v) is at most about 1, on steep
 # ground and on flat, and less where the gradient keeps changing its sign.
 
-def _rows(x):
-    """A row or rows -> rows, so that biases and weights can be walked alike."""
-    return [x] if isinstance(x[0], (int, float)) else x
-
 class AdamW:
     """Adam with decoupled weight decay; updates `params` in place. At step t, with gradient g,
 
         m = beta1 m + (1 - beta1) g          v = beta2 v + (1 - beta2) g^2
         p = p - lr decay p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-    m and v start at 0, too small; dividing by 1 - beta^t makes up for it. Decay draws the weights
-    of linear layers towards 0, and leaves biases, gains and embeddings alone.
-    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2 (lr
-    multiplies the decay too, as in PyTorch)."""
+    m and v start at 0, too small; dividing by 1 - beta^t makes up for it. Decay, times lr as in
+    PyTorch, draws the weights of linear layers to 0, and spares biases, gains and embeddings.
+    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2."""
     def __init__(self, params, beta1=0.8, beta2=0.97, eps=1e-8, weight_decay=0.0):
         self.params, self.steps = params, 0
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
@@ -624,20 +556,15 @@ class AdamW:
                     p_row[i] -= rate * m / (sqrt(v) + eps)
 
 def clip_factor(gradients, limit):
-    """The factor that shortens all gradients, as one long vector, to the limit; 0 is no limit.
-
-    A rare cliff in the loss would otherwise throw the parameters far off in one step. Source:
+    """The factor that shortens all gradients, as one long vector, to the limit; 0 is no limit. A
+    rare cliff in the loss would otherwise throw the parameters far off in one step. Source:
     Pascanu, Mikolov and Bengio 2013, "On the difficulty of training RNNs", algorithm 1."""
     norms = (math.hypot(*row) for x in gradients.values() for row in _rows(x))
     return limit / max(math.hypot(*norms), limit) if limit else 1.0
 
 def learning_rate(step, steps, peak, warmup=0):
     """Up in a line to the peak over `warmup` steps, then down in a line to 0 after the last.
-
-    Rising, Adam's averages get over their first noise; falling, the parameters come to rest.
-    >>> [learning_rate(step, steps=5, peak=1.0, warmup=1) for step in range(5)]
-    [1.0, 1.0, 0.75, 0.5, 0.25]
-    """
+    Rising, Adam's averages get over their first noise; falling, the parameters come to rest."""
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (steps - step) / (steps - warmup)
@@ -657,23 +584,15 @@ def matmul(A, B):
 def transpose(A): return list(zip(*A))          # [n, m] -> [m, n]
 
 class Tensor(Value):
-    """A Value whose data is a row or rows of numbers, or a single one, as a loss is.
-
-    `rule` turns the gradient of this Tensor into those of its children. Scalar and fused nodes mix
-    in one graph: t[i] takes a Tensor apart, down to single numbers, so that a layer which has no
-    rule for Tensors, only plain arithmetic, runs on them too (and so do the layers after it).
+    """A Value whose data is a row or rows of numbers, or a single one, as a loss is. t[i] takes a
+    Tensor apart, down to single numbers, so that a layer which has no rule, only plain arithmetic,
+    runs on Tensors too, and so do the layers after it.
     >>> t = Tensor([[1.0, 2.0], [3.0, 4.0]])
-    >>> loss = t[1][0] * t[0][1]
-    >>> loss.backward()
+    >>> (t[1][0] * t[0][1]).backward()
     >>> t.grad
     [[0.0, 3.0], [2.0, 0.0]]
     """
-    __slots__ = ()
-
-    def __init__(self, data, children=(), rule=None):
-        super().__init__(data, children, rule)          # the rule in place of local gradients
-
-    lift = classmethod(lambda cls, x: cls(x))
+    __slots__ = ()                      # a rule takes the place of the local gradients
 
     def __getitem__(self, key):
         def rule(dy):
@@ -682,28 +601,24 @@ class Tensor(Value):
             return [whole]
         return Tensor(self.data[key], [self], rule)
 
-    def gradient(self): return self.grad if isinstance(self.grad, list) else _zeros(self.data)
+    lift = classmethod(lambda cls, x: cls(x))
     def __len__(self): return len(self.data)
     def __add__(self, other): return super(Tensor, self._one()).__add__(other)
     def __mul__(self, other): return super(Tensor, self._one()).__mul__(other)
 
     def _one(self):
         if isinstance(self.data, (list, tuple)):
-            raise TypeError("a Tensor of many numbers has no arithmetic of its own: use a layer, "
-                            "such as add, or take it apart, as in t[0][0]")
+            raise TypeError("a Tensor of many numbers has no arithmetic: use a layer, or t[0][0]")
         return self
 
     def _hand_on(self):
         for child, grad in zip(self._children, self._local_grads(self.grad)):
-            child._receive(grad)
+            child.grad = _sum(child.grad, grad) if child.grad else grad    # 0.0: none yet
 
-    def _receive(self, grad):
-        if isinstance(self.grad, list):
-            grad = (add(self.grad, grad) if isinstance(grad[0], (list, tuple)) else
-                    [a + b for a, b in zip(self.grad, grad)])
-        elif not isinstance(grad, list):             # a single number
-            grad += self.grad
-        self.grad = grad
+def _sum(x, y):         # of numbers, rows or lists of rows
+    if not isinstance(x, (list, tuple)):
+        return x + y
+    return add(x, y) if isinstance(x[0], (list, tuple)) else add([x], [y])[0]
 
 @embedding.register(Tensor)
 def _(table, ids):
@@ -726,13 +641,11 @@ def _(x, y):
 def _(x, weight, bias=None):
     # y_to = sum_i x_ti W_oi + b_o
     # dx_ti = sum_o dy_to W_oi          dW_oi = sum_t dy_to x_ti          db_o = sum_t dy_to
-    children = [x, weight] if bias is None else [x, weight, bias]
-
     def rule(dy):
         dy_columns = transpose(dy)
         return (matmul(dy, transpose(weight.data)), matmul(dy_columns, transpose(x.data)),
                 list(map(sum, dy_columns)))          # the last of no use if there is no bias
-
+    children = [x, weight] if bias is None else [x, weight, bias]
     return Tensor(linear(*[child.data for child in children]), children, rule)
 
 @layernorm.register(Tensor)
@@ -740,22 +653,15 @@ def _(x, gain, bias, eps=1e-5):
     # n = (x - mean) s, s = 1 / sqrt(variance + eps), y = n gain + bias. dmean/dx_j = 1 / C and
     # ds/dx_j = -s^2 n_j / C make dn_i/dx_j = s ([i = j] - 1/C - n_i n_j / C); so with u = dy gain,
     # dx = s (u - mean(u) - n mean(u n))       dgain = sum_t dy n       dbias = sum_t dy
-    width = len(gain.data)
-    normal, scales = [], []
-    for row in x.data:
-        mean = sum(row) / width
-        centred = [a - mean for a in row]
-        scales.append((_sumprod(centred, centred) / width + eps) ** -0.5)
-        normal.append([c * scales[-1] for c in centred])
+    normal, scales = zip(*[_normalize(row, eps) for row in x.data])
 
     def rule(dy):
         dx, dy_columns = [], transpose(dy)
         for row, n, s in zip(dy, normal, scales):
             u = [a * g for a, g in zip(row, gain.data)]
-            mean_u, mean_un = sum(u) / width, _sumprod(u, n) / width
+            mean_u, mean_un = sum(u) / len(u), _sumprod(u, n) / len(u)
             dx.append([s * (u_i - mean_u - n_i * mean_un) for u_i, n_i in zip(u, n)])
-        d_gain = [_sumprod(a, b) for a, b in zip(dy_columns, transpose(normal))]
-        return dx, d_gain, list(map(sum, dy_columns))
+        return dx, list(map(_sumprod, dy_columns, transpose(normal))), list(map(sum, dy_columns))
 
     y = [[a * g + b for a, g, b in zip(n, gain.data, bias.data)] for n in normal]
     return Tensor(y, [x, gain, bias], rule)
@@ -850,8 +756,7 @@ class TrainConfig:
                workers=(int, 1, self.batch_size), lr=(float, 0, 100), warmup=(int, 0, 10 ** 9),
                eval_every=(int, 0, 10 ** 9), weight_decay=(float, 0, 100), clip=(float, 0, 10 ** 9),
                val_fraction=(float, 0, 0.99), seed=(int, -math.inf, math.inf))
-        _need(self.engine in ENGINES,
-              f"engine is {self.engine!r}: it must be {' or '.join(ENGINES)}")
+        _need(self.engine in ENGINES, f"engine is {self.engine!r}, not {' or '.join(ENGINES)}")
 
 # What a step reports: the loss is its batch's, before the step; val_loss is None if not measured.
 Step = namedtuple("Step", "step loss learning_rate tokens_per_second val_loss")
@@ -871,40 +776,35 @@ def batch_gradients(model, batch, engine="tensor", share=1.0):
 
 def _finite(loss, when):
     if not math.isfinite(loss):
-        raise ArithmeticError(f"the loss is {loss} {when}: training has diverged; try a smaller "
-                              "lr, or clip 1")
+        raise ArithmeticError(f"the loss is {loss} {when}: training diverged; try a smaller lr")
     return loss
 
 def evaluate(model, windows, most=500):
     """The mean loss of a model of floats on windows, in nats a token; 500 give it to about 0.02."""
-    counts = [len(window) - 1 for window in windows[:most]]
-    mean = sum(model.loss([w]) * n for w, n in zip(windows, counts)) / sum(counts)
-    return _finite(mean, "when evaluated")
+    losses = [model.loss([w]) * (len(w) - 1) for w in windows[:most]]
+    return _finite(sum(losses) / sum(len(w) - 1 for w in windows[:most]), "when evaluated")
 
 class Trainer:
     """Trains a model in place: an iterator that makes a step and reports it, `steps` times.
-
     Workers (chapter 10) are processes, or any `executor` like those of concurrent.futures."""
     def __init__(self, model, tokenizer, documents, config=TrainConfig(), executor=None):
         self.model, self.tokenizer, self.config, self.step = model, tokenizer, config, 0
-        self.executor, self._pool = executor, None
+        self.executor, self._pool, self._epoch = executor, None, None
         self.documents, self.val_documents = split_documents(
             documents, config.val_fraction, config.seed)
         self.windows, self.val_windows = (
             [w for document in part for w in windows(document, tokenizer, model.config.block_size)]
             for part in (self.documents, self.val_documents))
         self.optimizer = AdamW(model.params, weight_decay=config.weight_decay)
-        self._epoch = None
 
     def batch(self, step):
         """A step's windows, by seed and step alone: the next of all, shuffled in every epoch."""
-        batch, size = [], self.config.batch_size
+        batch, size, n = [], self.config.batch_size, len(self.windows)
         for i in range(step * size, (step + 1) * size):
-            epoch, place = divmod(i, len(self.windows))
-            if epoch != self._epoch:
-                rng = random.Random(f"{self.config.seed} {epoch}")
-                self._epoch, self._shuffled = epoch, rng.sample(self.windows, len(self.windows))
-            batch.append(self._shuffled[place])
+            if i // n != self._epoch:
+                self._epoch = i // n
+                self._order = random.Random(f"{self.config.seed} {i // n}").sample(self.windows, n)
+            batch.append(self._order[i % n])
         return batch
 
     def __iter__(self): return self
@@ -942,15 +842,11 @@ class Trainer:
 # change, as no token sees a later one; they are kept, and a new token costs the work of one row.
 
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, rng=random):
-    """Draw a token id by its row of logits (floats).
-
-    Dividing the logits by the temperature makes the probabilities p go as p^(1/temperature): below
-    1 the likely gets likelier, above 1 the rare gets its chance, 0 takes the likeliest. top_k keeps
-    the k likeliest tokens (0: all); top_p, of these, the fewest, likeliest first, that hold a share
-    p of the probability (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration").
-    >>> sample([0.1, 2.0, 0.3], temperature=0)
-    1
-    """
+    """Draw a token id by its row of logits (floats). Dividing them by the temperature makes a
+    probability p go as p^(1/temperature): below 1 the likely gets likelier, above 1 the rare gets
+    its chance, 0 takes the likeliest. top_k keeps the k likeliest tokens (0: all); top_p, of these,
+    the fewest, likeliest first, that hold a share top_p of the probability.
+    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration"."""
     _check(locals(), temperature=(float, 0, 10 ** 6), top_k=(int, 0, 10 ** 9), top_p=(float, 0, 1))
     ids = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)
     if temperature == 0:
@@ -960,11 +856,10 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, rng=random):
     return rng.choices(ids[:n], probs[:n])[0]
 
 def stream(model, tokens, max_tokens=200, temperature=1.0, top_k=0, top_p=1.0, seed=None, end=None):
-    """Continue a list of token ids: yields new ids until `end` is drawn, which is not yielded.
-
-    `end` is by default the last id, `seed` an int, a random.Random or None. Of a long prompt the
-    last block_size tokens are read. When the block is full, its newer half is read again, from
-    position 0, and the text goes on."""
+    """Continue a list of token ids: yields new ids until `end`, by default the last id, is drawn,
+    which is not yielded. `seed` is an int, a random.Random or None. Of a long prompt the last
+    block_size tokens are read. When the block is full, its newer half is read again, from position
+    0, and the text goes on."""
     rng = seed if isinstance(seed, random.Random) else random.Random(seed)
     block_size = model.config.block_size
     end = model.config.vocab_size - 1 if end is None else end
@@ -1035,7 +930,6 @@ def _shared_gradients(trainer, batch):
     losses, grads = zip(*trainer.executor.map(
         batch_gradients, [trainer.model] * n, parts, [config.engine] * n,
         [count / sum(counts) for count in counts]))
-
     def total(parts):
         return sum(parts) if isinstance(parts[0], float) else list(map(total, zip(*parts)))
     return sum(losses), {name: total([part[name] for part in grads]) for name in grads[0]}
@@ -1055,8 +949,7 @@ BYTES = [chr(256 + _BLANK.index(b) if b in _BLANK else b) for b in range(256)]
 @cache
 def _pieces():
     """GPT-2's pattern of the pieces that no token crosses: 's and its like; letters, numerals or
-    other signs, with the space before them; white space."""
-    # Python's own classes differ a little: numerals such as ½ are no digits, \x1c is white space.
+    other signs, with the space before them; white space, to which \\x1c does not belong."""
     numerals = r"\d" + "".join(c for c in map(chr, range(sys.maxunicode + 1)) if c.isnumeric()
                                and not c.isdecimal() and not c.isalpha())
     space = r"[^\S\x1c-\x1f]"
@@ -1066,10 +959,8 @@ def _pieces():
 class BPETokenizer:
     """Byte-level BPE: a vocabulary {token: id}, and merges [(left, right), ...], earliest first.
     >>> tokenizer = BPETokenizer.train(["low lower", "slow slower"], vocab_size=261)
-    >>> tokenizer.merges
-    [('l', 'o'), ('lo', 'w'), ('e', 'r'), ('s', 'low')]
-    >>> tokenizer.encode("lower"), tokenizer.decode([257, 258])
-    ([257, 258], 'lower')
+    >>> tokenizer.merges, tokenizer.encode("lower")
+    ([('l', 'o'), ('lo', 'w'), ('e', 'r'), ('s', 'low')], [257, 258])
     """
     def __init__(self, vocab, merges):
         _need(set(BYTES) == set("".join(vocab)) <= vocab.keys(), "its tokens are not made of bytes")
@@ -1087,10 +978,9 @@ class BPETokenizer:
         """Learn from documents: 256 bytes, <|endoftext|>, and as many merges as make vocab_size, or
         as there are. Of equally frequent pairs the one with the smallest ids is merged first."""
         _check(locals(), vocab_size=(int, 257, 10 ** 6))
-        # All distinct pieces stand in one row, "" between them; weights say how often each was
-        # seen. A merge shall cost only what it changes: `where` lists the places that a pair has
-        # had, `before` and `after` lead past places that have been emptied, and the queue has the
-        # most frequent pair first. One that has become rarer is queued again when its turn comes.
+        # All pieces stand in one row, "" between them, once each: `weights` says how often it was
+        # seen. `where` has all places that a pair has had, `before` and `after` lead past emptied
+        # ones. The queue has the most frequent pair first; if it got rarer, it is queued again.
         vocab, merges = {token: i for i, token in enumerate(sorted(BYTES))}, []
         pieces = Counter(piece for document in documents for part in document.split(END)
                          for piece in _pieces().findall(part))
@@ -1100,7 +990,6 @@ class BPETokenizer:
             weights += [n] * (len(tokens) - len(weights))
         before, after = list(range(-1, len(tokens) - 1)), list(range(1, len(tokens) + 1))
         counts, where, queue, risen = Counter(), defaultdict(list), [], set()
-
         def count(place, n):
             pair = tokens[place], tokens[after[place]]
             counts[pair] += n
@@ -1145,7 +1034,6 @@ class BPETokenizer:
         # Of all pairs that can be merged, always the one merged earliest in training, leftmost.
         tokens, queue = ["", *map(BYTES.__getitem__, piece.encode()), ""], []
         before, after = list(range(-1, len(tokens) - 1)), list(range(1, len(tokens) + 1))
-
         def offer(i):
             pair = tokens[i], tokens[after[i]]
             if pair in self._ranks:
@@ -1177,36 +1065,29 @@ GPT2 = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_eps
         "tie_word_embeddings": True, "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False}       # which other models may have otherwise
 FLOATS = {"F64": ("d", 8), "F32": ("f", 4), "F16": ("e", 2), "BF16": ("f", 2)}     # code, bytes
-MOST_JSON = 10 ** 8             # bytes, as in the safetensors library
 MOST_PARAMETERS = 10 ** 7       # larger models are read as arrays of 4-byte floats, to be run
 
 def _save(directory, files):
     """Write {name: pieces of bytes} into a directory: all of them or, whatever happens, none.
-
     Complete in .new, they become .saved in one instant, and from then on `_reading` finds them;
     last they move to their places. Should that be cut short, the next save ends it."""
     import shutil
     new, saved = os.path.join(directory, ".new"), os.path.join(directory, ".saved")
-
     def settle():
         for name in os.listdir(saved) if os.path.isdir(saved) else ():
             os.replace(os.path.join(saved, name), os.path.join(directory, name))
         shutil.rmtree(saved, ignore_errors=True)
         shutil.rmtree(new, ignore_errors=True)
 
-    os.makedirs(directory, exist_ok=True)
     settle()
     try:
-        os.mkdir(new)
+        os.makedirs(new)
         for name, pieces in files.items():
             with open(os.path.join(new, name), "wb") as file:
                 file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
         os.rename(new, saved)
-    except OSError as error:
-        error.filename = error.filename or directory        # a full disk comes without a name
-        raise
     finally:
         settle()
 
@@ -1226,16 +1107,10 @@ def _reading(directory, name):
             what = "".join(c if c.isprintable() else "?" for c in what[:300])
             raise ValueError(f"{path}: {what}") from None
 
-def _read_json(file, size=None):
-    size = os.fstat(file.fileno()).st_size if size is None else size
-    _need(size <= MOST_JSON, f"{size:,} bytes of JSON are more than {MOST_JSON:,}")
-    return _from_json(file.read(size))
-
 def _from_json(text):
     def distinct(pairs):
         _need(len(dict(pairs)) == len(pairs), "a key is there twice")
         return dict(pairs)
-
     contents = json.loads(text, object_pairs_hook=distinct)
     _need(isinstance(contents, dict), "it is not a JSON object")
     return contents
@@ -1268,10 +1143,9 @@ def _read_tensors(file, shapes, row=list):
     its metadata. No number is read before the whole header has been found to fit."""
     size = os.fstat(file.fileno()).st_size
     data = 8 + int.from_bytes(file.read(8), "little")
-    _need(8 < data <= size, f"cut off: {size:,} bytes, and the header ends at {data:,}")
-    header, found, spans = _read_json(file, data - 8), {}, []
-    metadata = header.pop("__metadata__", {})
-    _need(isinstance(metadata, dict), "__metadata__ is not an object")
+    _need(8 < data <= min(size, 10 ** 8), f"its {size:,} bytes have a header up to {data:,}")
+    header, found, spans = _from_json(file.read(data - 8)), {}, []
+    metadata = {**header.pop("__metadata__", {})}
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
         spans.append((start, stop))
@@ -1286,26 +1160,31 @@ def _read_tensors(file, shapes, row=list):
         raise ValueError(f"tensor {name!r} is {'missing' if name in shapes else 'unknown'}")
     for name, (dtype, shape, start, stop) in found.items():
         right = _shape_in_file(name, shapes[name])
-        _need(dtype in FLOATS, f"tensor {name!r} is {dtype!r}, which is not {' or '.join(FLOATS)}")
+        _need(dtype in FLOATS, f"tensor {name!r} is {dtype!r}: it must be one of {[*FLOATS]}")
         _need(repr(shape) == repr(right) and stop - start == math.prod(right) * FLOATS[dtype][1],
               f"tensor {name!r} has shape {shape!r} in {stop - start:,} bytes, not {right}")
     tensors = {}
     for name in shapes:
         dtype, (*height, width), start, stop = found[name]
-        code, size = FLOATS[dtype]
         file.seek(data + start)
-        numbers = row()
-        for _ in range(*height or [1]):
-            raw = file.read(width * size)
-            if dtype == "BF16":             # the upper half of an F32
-                raw = b"".join(b"\0\0" + raw[i:i + 2] for i in range(0, len(raw), 2))
-            numbers.extend(struct.unpack(f"<{width}{code}", raw))
-        _need(all(map(math.isfinite, numbers)), f"tensor {name!r} has numbers that are not finite")
-        if height:
-            numbers = ([numbers[i::width] for i in range(width)] if ".c_" in name else
-                       [numbers[i:i + width] for i in range(0, len(numbers), width)])
-        tensors[name] = numbers
+        numbers = _floats(file.read(stop - start), dtype)
+        rows = ([row(numbers[i::width]) for i in range(width)] if height and ".c_" in name else
+                [row(numbers[i:i + width]) for i in range(0, len(numbers), width)])
+        _need(all(all(map(math.isfinite, part)) for part in rows),
+              f"tensor {name!r} has numbers that are not finite")
+        tensors[name] = rows if height else rows[0]
     return tensors, metadata
+
+def _floats(raw, dtype):
+    if dtype == "F16":
+        return array("f", struct.unpack(f"<{len(raw) // 2}e", raw))
+    if dtype == "BF16":                     # the upper halves of F32
+        halves, raw = raw, bytearray(2 * len(raw))
+        raw[2::4], raw[3::4] = halves[::2], halves[1::2]
+    numbers = array(FLOATS[dtype][0], raw)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
 
 def _tokenizer_files(tokenizer):
     # To the tokenizers library, characters are a BPE that merges nothing.
@@ -1337,7 +1216,7 @@ def load_tokenizer(directory):
 
     try:
         with _reading(directory, "tokenizer.json") as file:
-            found = _read_json(file)
+            found = _from_json(file.read())
             model, level = found["model"], found.get("pre_tokenizer")
             special = {token["content"]: token["id"] for token in found["added_tokens"]
                        if not any(map(token.get, ("single_word", "lstrip", "rstrip")))}
@@ -1350,12 +1229,12 @@ def load_tokenizer(directory):
             tokenizer = build({**model["vocab"], **special}, model["merges"], level)
     except FileNotFoundError:
         with _reading(directory, "vocab.json") as file:
-            vocab = _read_json(file)
+            vocab = _from_json(file.read())
         with _reading(directory, "merges.txt") as file:
             lines = [line for line in file.read().decode().split("\n") if line[:8] != "#version"]
-            tokenizer = build(vocab, filter(None, lines), True)
+            tokenizer = build(vocab, filter(None, lines), bytewise=True)
     with suppress(FileNotFoundError), _reading(directory, "config.json") as file:
-        size = _read_json(file)["vocab_size"]
+        size = _from_json(file.read())["vocab_size"]
         _need(size == tokenizer.vocab_size, f"the model has {size!r} tokens, and the tokenizer "
               f"beside it {tokenizer.vocab_size}: they do not belong together")
     return tokenizer
@@ -1376,32 +1255,31 @@ def _load_model(directory):
     """The GPT in a directory that `save` or transformers has written. Raises OSError for a file
     that cannot be read, ValueError for one that is not sound."""
     with _reading(directory, "config.json") as file:
-        found = _read_json(file)
+        found = _from_json(file.read())
         config = Config(found["vocab_size"], found["n_positions"], found["n_layer"],
                         found["n_head"], found["n_embd"])
         inner = None if found.get("n_inner") is None else 4 * config.n_embd
         for name, ours in {**GPT2, "n_inner": inner}.items():
             _need(found.get(name, ours) == ours, f"{name} is {found.get(name)!r}, not {ours!r}")
     with _reading(directory, "model.safetensors") as file:
-        compact = parameter_count(config) > MOST_PARAMETERS
-        params, metadata = _read_tensors(file, parameter_shapes(config),
-                                         partial(array, "f") if compact else list)
+        row = list if parameter_count(config) <= MOST_PARAMETERS else partial(array, "f")
+        params, metadata = _read_tensors(file, parameter_shapes(config), row)
     model = GPT(config, params)
     model.step = metadata.get("step")       # of the training that it comes from
     return model
 
 def _fingerprint(trainer):
-    documents = json.dumps([trainer.documents, trainer.val_documents])
-    return hashlib.sha256(documents.encode()).hexdigest()
+    data = trainer.config.seed, trainer.documents, trainer.val_documents
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 def _save_trainer(self, directory):
     """Save a training between two steps, model and tokenizer included, as `GPT.save` does."""
-    step = str(self.step)
+    state = {"step": str(self.step), "documents": _fingerprint(self),
+             "config": json.dumps(asdict(self.config))}
     moments = {f"{moment}.{name}": x for moment in "mv"
                for name, x in getattr(self.optimizer, moment).items()}
-    self.model.save(directory, self.tokenizer, {"trainer.safetensors": _write_tensors(
-        moments, step=step, documents=_fingerprint(self), config=json.dumps(asdict(self.config)))},
-        step=step)
+    self.model.save(directory, self.tokenizer, step=state["step"],
+                    also={"trainer.safetensors": _write_tensors(moments, **state)})
 
 def _load_trainer(directory, documents, executor=None, **changes):
     """Go on with a saved training as if it had never stopped. `documents` must be those it began
@@ -1414,13 +1292,12 @@ def _load_trainer(directory, documents, executor=None, **changes):
               "it is not of the model that is saved here")
         config = {**_from_json(state["config"]), **changes}
         trainer = Trainer(model, tokenizer, documents, TrainConfig(**config), executor)
-        _need(state["documents"] == _fingerprint(trainer), "its training began with other "
-              "documents, or with another seed or val_fraction; give the same")
+        _need(state["documents"] == _fingerprint(trainer),
+              "its training began with other documents, or another seed or val_fraction")
         for name, x in moments.items():
             _need(name[0] == "m" or min(map(min, _rows(x))) >= 0, f"{name} has negative numbers")
+            getattr(trainer.optimizer, name[0])[name[2:]] = x
     trainer.step = trainer.optimizer.steps = int(model.step)
-    for name, x in moments.items():
-        getattr(trainer.optimizer, name[0])[name[2:]] = x
     return trainer
 
 GPT.save, GPT.load = _save_model, staticmethod(_load_model)
@@ -1432,9 +1309,9 @@ Trainer.save, Trainer.load = _save_trainer, staticmethod(_load_trainer)
 # what it saved. Bad input gets one line on stderr and a non-zero exit; nothing is done by half.
 
 COLUMNS, SAVE_EVERY = 79, 60        # characters, seconds
-DEFAULTS = {**asdict(Config(512)), "tokenizer": "char", **asdict(TrainConfig()), "save": "",
-            "resume": "", "samples": 20, "prompt": "", "quiet": False, "help": False}
 WRITING = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "max_tokens": 200}
+DEFAULTS = {**asdict(Config(512)), "tokenizer": "char", **asdict(TrainConfig()), **WRITING,
+            "save": "", "resume": "", "samples": 20, "prompt": "", "quiet": False, "help": False}
 HELP = """
 python microgpt.py [train] [FILE] [options]  Learn from a text, one document a
     line, or from names, then write new ones. Ctrl-C ends the learning early.
@@ -1452,39 +1329,17 @@ Begin with no options. For longer lines: --block-size 64 --n-embd 32 --steps
   --weight-decay X --clip X          as in AdamW, longest gradient ({weight_decay}, {clip})
   --val-fraction X --eval-every N    held out, measured each N steps ({val_fraction}, {eval_every})
   --engine NAME --workers N          tensor or value, processes ({engine}, {workers})
-  --seed N                           decides all that is random ({seed})
-  --save DIR                         keep all there, each minute and at the end
-  --resume DIR                       go on with the training that is kept there
+  --save DIR --resume DIR            keep it in DIR; go on from there
+  --seed N --quiet                   decides chance ({seed}); show documents only
   --samples N --max-tokens N         how many documents, how long ({samples}, {max_tokens})
-  --prompt TEXT                      what they begin with
-  --temperature X                    0 the likeliest, above 1 wild ({temperature})
+  --prompt TEXT --temperature X      their beginning; 0 plain, 1 wild ({temperature})
   --top-k N --top-p X                likeliest N, likeliest share X ({top_k}, {top_p})
-  --quiet                            nothing but the documents
 """
 
 def _bundled_names():
-    """The bundled names: beside this file, or where installing it has put them."""
     beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "names.txt")
     installed = os.path.join(sys.prefix, "share", "microgpt", "names.txt")
     return installed if os.path.exists(installed) and not os.path.exists(beside) else beside
-
-def _parse(argv):
-    """The command line -> its words, and {option: value} for the options in it."""
-    import getopt
-    defaults, given = {**DEFAULTS, **WRITING}, {}
-    names = {"n": "samples", **{name.replace("_", "-"): name for name in defaults}}
-    try:
-        options, words = getopt.gnu_getopt(argv, "", [
-            option + "=" * (defaults[name] is not False) for option, name in names.items()])
-        for option, text in options:
-            kind = type(defaults[names[option[2:]]])
-            given[names[option[2:]]] = True if kind is bool else kind(text)
-    except getopt.GetoptError as error:
-        raise ValueError(f"{error} (--help shows what there is)") from None
-    except ValueError:
-        sort = "whole number" if kind is int else "number"
-        raise ValueError(f"{option} is {text!r}: it must be a {sort}") from None
-    return words, given
 
 def _train(trainer, say, directory):
     """Run a trainer to its end, or until Ctrl-C lets it finish its step; save it now and then; show
@@ -1493,16 +1348,13 @@ def _train(trainer, say, directory):
     recent, held_out, stop, started = [], "", [], time.perf_counter()
     shown = saved = started
 
-    def on_interrupt(*_):          # a second Ctrl-C acts as it did before
-        stop.append(True)
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    def on_interrupt(*_): stop.append(signal.signal(signal.SIGINT, before))
+    before = signal.signal(signal.SIGINT, on_interrupt)     # a second Ctrl-C acts as it did before
     try:
         for step in trainer:
             recent = recent[-99:] + [step]
-            loss = sum(s.loss for s in recent) / len(recent)
-            speed = sum(s.tokens_per_second for s in recent) / len(recent)
+            loss, speed = (sum(getattr(s, field) for s in recent) / len(recent)
+                           for field in ("loss", "tokens_per_second"))
             if step.val_loss is not None:
                 held_out = f"  held out {step.val_loss:.3f}"
             now, last = time.perf_counter(), step.step == steps or stop
@@ -1522,8 +1374,7 @@ def _train(trainer, say, directory):
         signal.signal(signal.SIGINT, before)
         trainer.close()
         say("\n" if live else "", end="")
-    if stop:
-        say(f"stopped by Ctrl-C after {trainer.step:,} of {steps:,} steps")
+    say(f"stopped by Ctrl-C after {trainer.step:,} of {steps:,} steps\n" if stop else "", end="")
     return loss
 
 def _prepare(args, given):
@@ -1550,29 +1401,23 @@ def _prepare(args, given):
         trainer = Trainer(GPT(shape, seed=args.seed), tokenizer, documents, training)
     trainer.tokenizer.encode(args.prompt)
     args.save = args.save or args.resume
-    if args.save:
-        os.makedirs(args.save, exist_ok=True)
+    os.makedirs(args.save or ".", exist_ok=True)
     return documents, trainer
 
-def _learn(args, given):
-    def say(*words, **options):
-        if not args.quiet:
-            print(*words, flush=True, **options)
-
+def _learn(args, given, writing):
+    say = (lambda *words, **options: None) if args.quiet else partial(print, flush=True)
     documents, trainer = _prepare(args, given)
     model, tokenizer, c, t = trainer.model, trainer.tokenizer, trainer.model.config, trainer.config
     letters = "".join(filter(str.isprintable, sorted(set().union(*documents))))
-    n, wte, wpe, attn, mlp, ln = (parameter_count(c, part)
-                                  for part in ("", "wte", "wpe", "attn", "mlp", "ln_"))
+    parts = [("embeddings", "e.weight"), ("attention", "attn"), ("MLP", "mlp"), ("norms", "ln_")]
     say(f"documents   {args.words[0] if args.words else 'the bundled names'}: {len(documents):,}, "
         f"of which {len(trainer.val_documents):,} held out\n"
         f"characters  {sum(map(len, documents)):,}; {len(letters):,} different ones: "
         f"{letters[:27]}{'...' * (len(letters) > 27)}\n"
         f"model       n_layer {c.n_layer}, n_head {c.n_head}, n_embd {c.n_embd}, block_size "
-        f"{c.block_size}, vocab_size {c.vocab_size}\n"
-        f"parameters  {n:,}: embeddings {wte + wpe:,}, attention {attn:,}, MLP {mlp:,}, norms "
-        f"{ln:,}\ntraining    {t.steps:,} steps of {t.batch_size} windows, lr {t.lr}, {t.engine} "
-        "engine\n")
+        f"{c.block_size}, vocab_size {c.vocab_size}\nparameters  {parameter_count(c):,}: "
+        f"{', '.join(f'{name} {parameter_count(c, part):,}' for name, part in parts)}\n"
+        f"training    {t.steps:,} steps of {t.batch_size} windows, lr {t.lr}, {t.engine} engine\n")
     loss = _train(trainer, say, args.save)
     held_out = evaluate(model, trainer.val_windows or trainer.windows)
     say(f"\nloss        {f'{held_out:.3f} held out, ' if trainer.val_windows else ''}{loss:.3f} in "
@@ -1580,26 +1425,24 @@ def _learn(args, given):
     say(f"saved       in {args.save}: python microgpt.py sample {args.save}\n" if args.save else "")
     known, rng = set(documents), random.Random(args.seed)
     for _ in range(args.samples):
-        text = generate(model, tokenizer, args.prompt, max_tokens=args.max_tokens, seed=rng,
-                        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+        text = generate(model, tokenizer, args.prompt, seed=rng, **writing)
         mark = "in the data" if text in known else "new"
         print(text if args.quiet else f"    {text or '(empty)':24} {mark}", flush=True)
 
-def _sample(args, given):
+def _sample(args, given, writing):
     model, tokenizer = GPT.load(args.words[0]), load_tokenizer(args.words[0])
     tokens, rng = [tokenizer.end] + tokenizer.encode(args.prompt), random.Random(given.get("seed"))
     for _ in range(given.get("samples", 5)):
         print(args.prompt, end="", flush=True)
         waiting = []                # tokens that end within a character
-        for token in stream(model, tokens, args.max_tokens, args.temperature, args.top_k,
-                            args.top_p, rng, tokenizer.end):
+        for token in stream(model, tokens, seed=rng, end=tokenizer.end, **writing):
             waiting.append(token)
             if not tokenizer.decode(waiting).endswith("\ufffd"):
                 print(tokenizer.decode(waiting), end="", flush=True)
                 waiting = []
         print(tokenizer.decode(waiting), flush=True)
 
-def _tokenize(args, given):
+def _tokenize(args, given, writing):
     tokenizer = load_tokenizer(args.words[0])
     colours = getattr(sys.stdout, "isatty", bool)() and "NO_COLOR" not in os.environ
     for n, i in enumerate(ids := tokenizer.encode(args.words[1])):
@@ -1608,18 +1451,28 @@ def _tokenize(args, given):
     print(f"{len(args.words[1]):,} characters, {len(ids):,} tokens")
 
 def _run(argv):
-    words, given = _parse(argv)
+    import getopt
+    given, names = {}, {"n": "samples", **{name.replace("_", "-"): name for name in DEFAULTS}}
+    try:
+        options, words = getopt.gnu_getopt(argv, "", [
+            option + "=" * (DEFAULTS[name] is not False) for option, name in names.items()])
+    except getopt.GetoptError as error:
+        raise ValueError(f"{error} (--help shows what there is)") from None
+    for option, text in options:
+        name, kind = names[option[2:]], type(DEFAULTS[names[option[2:]]])
+        given[name] = kind is bool or text
+        with suppress(ValueError):              # text that is no number is found by _check
+            given[name] = kind(given[name])
     commands = {"train": (_learn, 0, 1), "sample": (_sample, 1), "tokenize": (_tokenize, 2)}
     run, *counts = commands[words.pop(0) if words and words[0] in commands else "train"]
     args = SimpleNamespace(words=words, **{**DEFAULTS, **given})
     if args.help:
-        print(HELP.strip().format(**DEFAULTS))
-        return
-    _need(len(words) in counts, f"{words} does not fit [train] [FILE], sample DIR or tokenize DIR "
-          "TEXT (--help shows what there is)")
-    _check(vars(args), samples=(int, 0, 10 ** 9), max_tokens=(int, 1, 10 ** 9))
+        return print(HELP.strip().format(**DEFAULTS))
+    _need(len(words) in counts, f"{words} fits none: [train] [FILE], sample DIR, tokenize DIR TEXT")
+    _check(vars(args), samples=(int, 0, 10 ** 9), max_tokens=(int, 1, 10 ** 9),
+           seed=(int, -math.inf, math.inf))
     sample([0.0], args.temperature, args.top_k, args.top_p)
-    run(args, given)
+    run(args, given, {name: vars(args)[name] for name in WRITING})
 
 def main(argv=None):
     """The command `python microgpt.py`; returns the exit status."""
@@ -1632,9 +1485,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     except OSError as error:
-        name = "the output" if error.filename is None else repr(error.filename)
-        message, status = f"{name}: {error.strerror}", 1
-        if error.filename is None:      # else Python would complain again, flushing it at exit
+        name = "" if error.filename is None else f"{error.filename!r}: "
+        message, status = name + error.strerror, 1
+        if not name:        # perhaps the output: Python would complain again, flushing it at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MemoryError:
         message, status = "not enough memory: try a smaller n_embd, n_layer or batch_size", 1

@@ -301,7 +301,8 @@ def test_sample_writes_other_documents_each_time_unless_it_has_a_seed():
         for seed in (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], [], []))
     assert first == again and len({first, other, fresh, anew}) == 4
     assert len(works("sample", "kept").splitlines()) == 5
-    assert works("sample", "kept", "--n", "0") == ""
+    assert works("sample", "kept", "--n", "0") == "" == works(
+        "sample", "kept", "--prompt", "", "--n", "0")
     assert max(map(len, works("sample", "kept", "--max-tokens", "2").splitlines())) <= 2
 
 
@@ -331,7 +332,8 @@ def test_a_training_that_was_stopped_and_resumed_ends_like_one_that_was_not(opti
 
 def test_resume_keeps_what_it_began_with_and_takes_more_steps():
     works(*TINY, "--save", "kept")
-    output = works("names.txt", "--resume", "kept", "--steps", "5", "--save", "on", "--samples", "0")
+    output = works("names.txt", "--resume", "kept", "--steps", "5", "--save", "on",
+                   "--samples", "0")
     assert "n_embd 8" in output and "5 steps of 2 windows" in output and "step 4/5" in output
     assert sorted(os.listdir("kept")) == sorted(os.listdir("on"))
     fails(["names.txt", "--resume", "kept"], "3 steps", "--steps 6")
@@ -361,7 +363,8 @@ def test_resuming_with_other_documents_says_so(folder):
     (["sample", "nowhere"], ["nowhere", "No such file"]),
     (["tokenize", "nowhere", "ada"], ["nowhere", "No such file"]),
     (["tokenize", "kept"], ["tokenize DIR TEXT"]), (["tokenize", "kept", "zoë"], ["'z'"]),
-    (["sample", "kept", "--prompt", "zoë"], ["'z'"]), (["sample", "kept", "--n", "-1"], ["samples"]),
+    (["sample", "kept", "--prompt", "zoë"], ["'z'"]),
+    (["sample", "kept", "--n", "-1"], ["samples is -1"]),
     (["sample", "kept", "--top-p", "2"], ["top_p is 2"]),
     (["train", "names.txt", "names.txt"], ["[train] [FILE]"]),
 ])
@@ -398,7 +401,7 @@ def test_sample_streams_whole_characters(monkeypatch, folder):
     model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size, n_embd=4, n_head=1))
     model.save("kept", tokenizer)
     ids, pieces = tokenizer.encode("\U0001f642é!") + tokenizer.encode("é")[:1], []
-    monkeypatch.setattr(microgpt, "stream", lambda *args: iter(ids))
+    monkeypatch.setattr(microgpt, "stream", lambda *args, **options: iter(ids))
     monkeypatch.setattr("builtins.print", lambda *words, end="\n", flush: pieces.append(
         "".join(words) + end))
     assert microgpt.main(["sample", "kept", "--n", "1", "--prompt", "a"]) in (0, 1)
@@ -465,7 +468,8 @@ def test_an_option_that_cannot_be_is_one_line(args, words):
 
 
 WRONG = {
-    "n-layer n-head n-embd block-size vocab-size steps batch-size workers max-tokens": "0 -1 1.5 many nan",
+    "n-layer n-head n-embd block-size vocab-size steps batch-size workers max-tokens":
+        "0 -1 1.5 many nan",
     "warmup eval-every top-k samples": "-1 1.5 many nan",
     "seed": "1.5 many nan",
     "lr weight-decay clip temperature": "-1 -0.001 nan inf many",

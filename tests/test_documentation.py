@@ -24,11 +24,11 @@ def blocks(language):
 
 def test_the_examples_in_the_docstrings_are_true():
     result = doctest.testmod(microgpt)
-    assert result.failed == 0 and result.attempted > 20
+    assert result.failed == 0 and result.attempted > 15
 
 
 def test_the_table_of_contents_spells_the_chapters_as_their_headers_do():
-    contents = re.findall(r"^    (\d+\. \w+(?: \w+)*)", microgpt.__doc__, re.M)
+    contents = re.findall(r"(\d+\. \w+(?: \w+)*)(?:  |$)", microgpt.__doc__, re.M)
     headers = re.findall(r"^# === (\d+\. .+?) =+$", SOURCE, re.M)
     assert contents == headers and len(headers) > 8
 

@@ -115,7 +115,7 @@ def test_top_k_1_and_top_p_0_are_greedy(logits, temperature):
     ("top_p", math.nan, "from 0 to 1"),
 ])
 def test_an_option_out_of_range_is_an_error_that_names_value_and_range(name, value, start):
-    with pytest.raises(ValueError, match=f"{name} is {value!r}: it must be .*{start}"):
+    with pytest.raises(ValueError, match=f"{name} is {value!r}: must be .*{start}"):
         sample([0.0, 1.0], **{name: value})
 
 
