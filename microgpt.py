@@ -29,7 +29,6 @@ Glossary
     n_head        how many independent looks at the other tokens each attention takes
     n_layer       how many blocks (attention, then a small network) are stacked
     block_size    how many tokens the model can see at once (nothing to do with blocks)
-    window        a piece of a document, short enough for that; several make a batch
 """
 
 import gc
@@ -1057,9 +1056,9 @@ class BPETokenizer:
 
 # === 12. Checkpoints =============================================================================
 # A checkpoint is a directory in the form that GPT-2 has at Hugging Face: config.json is the shape,
-# model.safetensors the parameters, tokenizer.json the tokens. The transformers library opens what
-# is saved here, and GPT-2's own directories open here. A training that shall go on leaves one file
-# more, trainer.safetensors. Files come from strangers: what they say is checked, then believed.
+# model.safetensors the parameters, tokenizer.json the tokens; trainer.safetensors lets a training
+# go on. The transformers library opens what is saved here, and GPT-2's own directories open here.
+# As files may come from strangers, what they say is checked before it is believed.
 
 GPT2 = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": True, "scale_attn_weights": True,
@@ -1088,6 +1087,9 @@ def _save(directory, files):
                 file.flush()
                 os.fsync(file.fileno())
         os.rename(new, saved)
+    except OSError as error:
+        error.filename = error.filename or directory        # a full disk comes without a name
+        raise
     finally:
         settle()
 
@@ -1139,8 +1141,7 @@ def _write_tensors(tensors, dtype="F64", **metadata):
             yield struct.pack(f"<{len(row)}{code}", *row)
 
 def _read_tensors(file, shapes, row=list):
-    """A .safetensors file with tensors of just these names and shapes -> {name: row or rows}, and
-    its metadata. No number is read before the whole header has been found to fit."""
+    """A .safetensors file of just these shapes -> {name: row or rows}, metadata. Header first."""
     size = os.fstat(file.fileno()).st_size
     data = 8 + int.from_bytes(file.read(8), "little")
     _need(8 < data <= min(size, 10 ** 8), f"its {size:,} bytes have a header up to {data:,}")
@@ -1289,7 +1290,7 @@ def _load_trainer(directory, documents, executor=None, **changes):
     with _reading(directory, "trainer.safetensors") as file:
         moments, state = _read_tensors(file, {f"{m}.{x}": shapes[x] for m in "mv" for x in shapes})
         _need(state["step"] == model.step and re.fullmatch("[0-9]{1,10}", model.step),
-              "it is not of the model that is saved here")
+              "it is not of the model that is saved here (or just now being saved: try again)")
         config = {**_from_json(state["config"]), **changes}
         trainer = Trainer(model, tokenizer, documents, TrainConfig(**config), executor)
         _need(state["documents"] == _fingerprint(trainer),
