@@ -21,7 +21,7 @@ answer came about, so that every derivative can be taken. `Tensor`s record the s
 serves a whole layer.
 
 Glossary
-    token         what the model reads and writes: an integer that stands for a character
+    token         what the model reads and writes: an integer that stands for a bit of text
     logit         a score for a possible next token: any number, the higher the likelier
     loss          how surprised the model was by the token that really came: -log(probability)
     parameter     a number that training adjusts, by its gradient: the loss's derivative by it
@@ -481,8 +481,8 @@ class GPT:
 
     def __call__(self, tokens, positions=None, cache=None, last=False):
         """The forward pass: [n_tokens] ids -> [n_tokens, vocab_size] logits of what follows each.
-        `positions` tell where each token stands in its document; without them the tokens are one
-        document, from its start or from where the cache ends. `last` asks for the last row only."""
+        `positions` tell where each token stands in its window; without them the tokens are one
+        window, from its start or from where the cache ends. `last` asks for the last row only."""
         p = self.params
         start = len(cache[0][0]) if cache else 0
         positions = positions or range(start, start + len(tokens))
@@ -784,8 +784,8 @@ def evaluate(model, windows, most=500):
     return _finite(sum(losses) / sum(len(w) - 1 for w in windows[:most]), "when evaluated")
 
 class Trainer:
-    """Trains a model in place: an iterator that makes a step and reports it, `steps` times.
-    Workers (chapter 10) are processes, or any `executor` like those of concurrent.futures."""
+    """Trains a model in place: an iterator that makes a step and reports it, `steps` times. Workers
+    are processes, or any `executor` like those of concurrent.futures (chapter 10)."""
     def __init__(self, model, tokenizer, documents, config=TrainConfig(), executor=None):
         self.model, self.tokenizer, self.config, self.step = model, tokenizer, config, 0
         self.executor, self._pool, self._epoch = executor, None, None
@@ -881,9 +881,9 @@ def generate(model, tokenizer, prompt="", **options):
 
 
 # === 10. Speed ===================================================================================
-# Three more things make it fast without changing what it computes. matmul gets code of its own for
-# every width. A model that writes has rows of floats, and these can go by matmul too. And as the
-# windows of a batch do not depend on each other, several processes can share them.
+# Three more things make it fast without changing the formulas. matmul, in the rules of chapter 7
+# too, gets code of its own for every small width. A model that writes has rows of floats, which can
+# go by matmul as well. And several processes can share a batch, whose windows are independent.
 
 _plain_matmul = matmul
 
@@ -977,9 +977,10 @@ class BPETokenizer:
         """Learn from documents: 256 bytes, <|endoftext|>, and as many merges as make vocab_size, or
         as there are. Of equally frequent pairs the one with the smallest ids is merged first."""
         _check(locals(), vocab_size=(int, 257, 10 ** 6))
-        # All pieces stand in one row, "" between them, once each: `weights` says how often it was
-        # seen. `where` has all places that a pair has had, `before` and `after` lead past emptied
-        # ones. The queue has the most frequent pair first; if it got rarer, it is queued again.
+        # Each different piece stands once in a long row, "" between them; `weights` says how often
+        # it was seen. Merges empty places, `before` and `after` link those that are left, `where` has
+        # every place that a pair has had: a merge costs no more than these. The queue has the
+        # most frequent pair first; one whose count has risen, or turns out fallen, is queued again.
         vocab, merges = {token: i for i, token in enumerate(sorted(BYTES))}, []
         pieces = Counter(piece for document in documents for part in document.split(END)
                          for piece in _pieces().findall(part))
@@ -1068,10 +1069,10 @@ MOST_PARAMETERS = 10 ** 7       # larger models are read as arrays of 4-byte flo
 
 def _save(directory, files):
     """Write {name: pieces of bytes} into a directory: all of them or, whatever happens, none.
-    Complete in .new, they become .saved in one instant, and from then on `_reading` finds them;
-    last they move to their places. Should that be cut short, the next save ends it."""
+    When all are in `new`, it becomes `saved`, in one instant, and from then on `_reading` finds
+    them there; last they move to their places. Should that be cut short, the next save ends it."""
     import shutil
-    new, saved = os.path.join(directory, ".new"), os.path.join(directory, ".saved")
+    new, saved = (os.path.join(directory, name) for name in (".microgpt-new", ".microgpt-saved"))
     def settle():
         for name in os.listdir(saved) if os.path.isdir(saved) else ():
             os.replace(os.path.join(saved, name), os.path.join(directory, name))
@@ -1098,7 +1099,7 @@ def _reading(directory, name):
     """Open a checkpoint's file; what is wrong with its contents becomes a ValueError naming it."""
     path = os.path.join(directory, name)
     try:
-        file = open(os.path.join(directory, ".saved", name), "rb")
+        file = open(os.path.join(directory, ".microgpt-saved", name), "rb")
     except OSError:
         file = open(path, "rb")
     with file:
@@ -1291,13 +1292,13 @@ def _load_trainer(directory, documents, executor=None, **changes):
         moments, state = _read_tensors(file, {f"{m}.{x}": shapes[x] for m in "mv" for x in shapes})
         _need(state["step"] == model.step and re.fullmatch("[0-9]{1,10}", model.step),
               "it is not of the model that is saved here (or just now being saved: try again)")
-        config = {**_from_json(state["config"]), **changes}
-        trainer = Trainer(model, tokenizer, documents, TrainConfig(**config), executor)
-        _need(state["documents"] == _fingerprint(trainer),
-              "its training began with other documents, or another seed or val_fraction")
-        for name, x in moments.items():
-            _need(name[0] == "m" or min(map(min, _rows(x))) >= 0, f"{name} has negative numbers")
-            getattr(trainer.optimizer, name[0])[name[2:]] = x
+        config = TrainConfig(**_from_json(state["config"]))
+    trainer = Trainer(model, tokenizer, documents, replace(config, **changes), executor)
+    _need(state.get("documents") == _fingerprint(trainer), f"{directory}: its training began with "
+          "other documents, or another seed or val_fraction")
+    for name, x in moments.items():
+        _need(name[0] == "m" or min(map(min, _rows(x))) >= 0, f"{directory}: {name} is negative")
+        getattr(trainer.optimizer, name[0])[name[2:]] = x
     trainer.step = trainer.optimizer.steps = int(model.step)
     return trainer
 
@@ -1332,7 +1333,7 @@ Begin with no options. For longer lines: --block-size 64 --n-embd 32 --steps
   --engine NAME --workers N          tensor or value, processes ({engine}, {workers})
   --save DIR --resume DIR            keep it in DIR; go on from there
   --seed N --quiet                   decides chance ({seed}); show documents only
-  --samples N --max-tokens N         how many documents, how long ({samples}, {max_tokens})
+  --samples N (--n) --max-tokens N   documents (sample: 5), length ({samples}, {max_tokens})
   --prompt TEXT --temperature X      their beginning; 0 plain, 1 wild ({temperature})
   --top-k N --top-p X                likeliest N, likeliest share X ({top_k}, {top_p})
 """
@@ -1344,7 +1345,7 @@ def _bundled_names():
 
 def _train(trainer, say, directory):
     """Run a trainer to its end, or until Ctrl-C lets it finish its step; save it now and then; show
-    a live line on a terminal, ten plain ones elsewhere. Returns the mean of the last losses."""
+    a live line on a terminal, a few plain ones elsewhere. Returns the mean of the last losses."""
     live, steps, first = getattr(sys.stdout, "isatty", bool)(), trainer.config.steps, trainer.step
     recent, held_out, stop, started = [], "", [], time.perf_counter()
     shown = saved = started
@@ -1383,7 +1384,6 @@ def _prepare(args, given):
     def pick(kind, options):       # those that are fields of the config
         return {name: x for name, x in options.items() if name in kind.__dataclass_fields__}
 
-    training, shape = (kind(**pick(kind, vars(args))) for kind in (TrainConfig, Config))
     _need(args.tokenizer in ("char", "bpe"), f"tokenizer is {args.tokenizer!r}, not char or bpe")
     documents = load_documents(args.words[0] if args.words else _bundled_names())
     if args.resume:
@@ -1393,6 +1393,7 @@ def _prepare(args, given):
         _need(trainer.step < trainer.config.steps, f"{args.resume} has made its {trainer.step:,} "
               f"steps: to go on, give more, such as --steps {2 * trainer.step}")
     else:
+        training, shape = (kind(**pick(kind, vars(args))) for kind in (TrainConfig, Config))
         tokenizer = (CharTokenizer(documents) if args.tokenizer == "char" else
                      BPETokenizer.train(documents, args.vocab_size))
         shape = replace(shape, vocab_size=tokenizer.vocab_size)
@@ -1424,7 +1425,7 @@ def _learn(args, given, writing):
     say(f"\nloss        {f'{held_out:.3f} held out, ' if trainer.val_windows else ''}{loss:.3f} in "
         f"training; knowing nothing is {math.log(c.vocab_size):.3f}")
     say(f"saved       in {args.save}: python microgpt.py sample {args.save}\n" if args.save else "")
-    known, rng = set(documents), random.Random(args.seed)
+    known, rng = set(documents), random.Random(t.seed)
     for _ in range(args.samples):
         text = generate(model, tokenizer, args.prompt, seed=rng, **writing)
         mark = "in the data" if text in known else "new"
@@ -1490,10 +1491,8 @@ def main(argv=None):
         message, status = name + error.strerror, 1
         if not name:        # perhaps the output: Python would complain again, flushing it at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except MemoryError:
-        message, status = "not enough memory: try a smaller n_embd, n_layer or batch_size", 1
-    except (ValueError, ArithmeticError, RuntimeError) as error:
-        message, status = str(error), 1
+    except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        message, status = str(error) or "not enough memory: try a smaller n_embd or batch_size", 1
     print(f"microgpt: {message}", file=sys.stderr)
     return status
 
