@@ -978,8 +978,8 @@ class BPETokenizer:
         as there are. Of equally frequent pairs the one with the smallest ids is merged first."""
         _check(locals(), vocab_size=(int, 257, 10 ** 6))
         # Each different piece stands once in a long row, "" between them; `weights` says how often
-        # it was seen. Merges empty places, `before` and `after` link those that are left, `where` has
-        # every place that a pair has had: a merge costs no more than these. The queue has the
+        # it was seen. Merges empty places; `before` and `after` link those that are left. `where`
+        # has every place that a pair has had: a merge costs no more than these. The queue has the
         # most frequent pair first; one whose count has risen, or turns out fallen, is queued again.
         vocab, merges = {token: i for i, token in enumerate(sorted(BYTES))}, []
         pieces = Counter(piece for document in documents for part in document.split(END)
