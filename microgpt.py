@@ -1414,8 +1414,8 @@ def _learn(args, given, writing):
     parts = [("embeddings", "e.weight"), ("attention", "attn"), ("MLP", "mlp"), ("norms", "ln_")]
     say(f"documents   {args.words[0] if args.words else 'the bundled names'}: {len(documents):,}, "
         f"of which {len(trainer.val_documents):,} held out\n"
-        f"characters  {sum(map(len, documents)):,}; {len(letters):,} different ones: "
-        f"{letters[:27]}{'...' * (len(letters) > 27)}\n"
+        f"characters  {sum(map(len, documents)):,}; {len(set().union(*documents)):,} different ones"
+        f": {letters[:27]}{'...' * (len(letters) > 27)}\n"
         f"model       n_layer {c.n_layer}, n_head {c.n_head}, n_embd {c.n_embd}, block_size "
         f"{c.block_size}, vocab_size {c.vocab_size}\nparameters  {parameter_count(c):,}: "
         f"{', '.join(f'{name} {parameter_count(c, part):,}' for name, part in parts)}\n"
