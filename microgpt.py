@@ -157,7 +157,8 @@ def pack(batch):
 class Value:
     """A number that remembers where it came from.
     >>> a, b = Value(2.0), Value(-3.0)
-    >>> (a * b + a ** 2).backward()
+    >>> loss = a * b + a ** 2
+    >>> loss.backward()
     >>> a.grad, b.grad                    # the derivative by a is b + 2a, that by b is a
     (1.0, 2.0)
     """
@@ -1322,7 +1323,6 @@ python microgpt.py tokenize DIR TEXT         Show the tokens of a text.
 
 Begin with no options. For longer lines: --block-size 64 --n-embd 32 --steps
 2000. For a better model: more steps, then a larger width. (The defaults:)
-
   --n-layer N --n-head N --n-embd N  blocks, heads, width ({n_layer}, {n_head}, {n_embd})
   --block-size N                     tokens that it sees at once ({block_size})
   --tokenizer NAME --vocab-size N    char, or bpe of N tokens ({tokenizer}, {vocab_size})
