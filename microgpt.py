@@ -232,7 +232,7 @@ class Value:
         """
         # 1) Order the graph, children before parents, by a depth-first walk. Its stack is a list:
         #    Python's own would overflow. A Value comes off it twice: first to put itself, a None
-        #    and its children there (its grad becomes None), then, under the None, to be ordered.
+        #    and its children there (grad None: it was here), then, under the None, to be ordered.
         order, stack = [], [self]
         while stack:
             node = stack.pop()
@@ -979,9 +979,9 @@ class BPETokenizer:
         as there are. Of equally frequent pairs the one with the smallest ids is merged first."""
         _check(locals(), vocab_size=(int, 257, 10 ** 6))
         # Each different piece stands once in a long row, "" between them; `weights` says how often
-        # it was seen. Merges empty places; `before` and `after` link those that are left. `where`
-        # has every place that a pair has had: a merge costs no more than these. The queue has the
-        # most frequent pair first; one whose count has risen, or turns out fallen, is queued again.
+        # it was seen. A merge empties a place; `before` and `after` are a linked list of the rest.
+        # `where` has every place that a pair has had: a merge costs no more than these. The queue
+        # has the most frequent pair first; `changed` are those to be queued with a new count.
         vocab, merges = {token: i for i, token in enumerate(sorted(BYTES))}, []
         pieces = Counter(piece for document in documents for part in document.split(END)
                          for piece in _pieces().findall(part))
@@ -990,25 +990,25 @@ class BPETokenizer:
             tokens += [*map(BYTES.__getitem__, piece.encode()), ""]
             weights += [n] * (len(tokens) - len(weights))
         before, after = list(range(-1, len(tokens) - 1)), list(range(1, len(tokens) + 1))
-        counts, where, queue, risen = Counter(), defaultdict(list), [], set()
+        counts, where, queue, changed = Counter(), defaultdict(list), [], set()
         def count(place, n):
             pair = tokens[place], tokens[after[place]]
             counts[pair] += n
             if n > 0 and all(pair):
                 where[pair].append(place)
-                risen.add(pair)
+                changed.add(pair)
 
         for place, n in enumerate(weights[:-1]):
             count(place, n)
         while len(vocab) < vocab_size - 1:
-            for pair in risen:
+            for pair in changed:
                 heappush(queue, (-counts[pair], *map(vocab.get, pair), pair))
-            risen.clear()
+            changed.clear()
             n, *_, pair = heappop(queue) if queue else [0, ()]
             if n == 0:
                 break
             if n != -counts[pair]:
-                risen.add(pair)
+                changed.add(pair)
                 continue
             merges.append(pair)
             vocab["".join(pair)] = len(vocab)
