@@ -32,7 +32,6 @@ Glossary
 """
 
 import gc
-import hashlib
 import json
 import math
 import os
@@ -1272,6 +1271,7 @@ def _load_model(directory):
     return model
 
 def _fingerprint(trainer):
+    import hashlib
     data = trainer.config.seed, trainer.documents, trainer.val_documents
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
