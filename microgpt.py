@@ -37,7 +37,6 @@ import math
 import os
 import random
 import re
-import signal
 import struct
 import sys
 import time
@@ -921,6 +920,7 @@ def _shared_gradients(trainer, batch):
     on its share of the predictions. Same seed, same number of workers: the same bits."""
     config, n = trainer.config, min(trainer.config.workers, len(batch))
     if trainer.executor is None:
+        import signal
         from concurrent.futures import ProcessPoolExecutor
         trainer.executor = trainer._pool = ProcessPoolExecutor(     # Ctrl-C is not for workers
             config.workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
@@ -1331,7 +1331,7 @@ Begin with no options. For longer lines: --block-size 64 --n-embd 32 --steps
   --weight-decay X --clip X          as in AdamW, longest gradient ({weight_decay}, {clip})
   --val-fraction X --eval-every N    held out, measured each N steps ({val_fraction}, {eval_every})
   --engine NAME --workers N          tensor or value, processes ({engine}, {workers})
-  --save DIR --resume DIR            keep it in DIR; go on from there
+  --save DIR --resume DIR            keep it there, each minute; go on from it
   --seed N --quiet                   decides chance ({seed}); show documents only
   --samples N (--n) --max-tokens N   documents (sample: 5), length ({samples}, {max_tokens})
   --prompt TEXT --temperature X      their beginning; 0 plain, 1 wild ({temperature})
@@ -1346,10 +1346,10 @@ def _bundled_names():
 def _train(trainer, say, directory):
     """Run a trainer to its end, or until Ctrl-C lets it finish its step; save it now and then; show
     a live line on a terminal, a few plain ones elsewhere. Returns the mean of the last losses."""
+    import signal
     live, steps, first = getattr(sys.stdout, "isatty", bool)(), trainer.config.steps, trainer.step
     recent, held_out, stop, started = [], "", [], time.perf_counter()
     shown = saved = started
-
     def on_interrupt(*_): stop.append(signal.signal(signal.SIGINT, before))
     before = signal.signal(signal.SIGINT, on_interrupt)     # a second Ctrl-C acts as it did before
     try:
@@ -1380,7 +1380,7 @@ def _train(trainer, say, directory):
     return loss
 
 def _prepare(args, given):
-    """Find all that can be wrong before the training -> documents, Trainer."""
+    """Find what can be wrong before the training -> documents, Trainer."""
     def pick(kind, options):       # those that are fields of the config
         return {name: x for name, x in options.items() if name in kind.__dataclass_fields__}
 
@@ -1456,7 +1456,7 @@ def _run(argv):
     import getopt
     given, names = {}, {"n": "samples", **{name.replace("_", "-"): name for name in DEFAULTS}}
     try:
-        options, words = getopt.gnu_getopt(argv, "", [
+        options, words = getopt.gnu_getopt(argv, "", 2 * [      # twice: no abbreviation is unique
             option + "=" * (DEFAULTS[name] is not False) for option, name in names.items()])
     except getopt.GetoptError as error:
         raise ValueError(f"{error} (--help shows what there is)") from None

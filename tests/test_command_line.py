@@ -451,6 +451,7 @@ def test_an_empty_file_name_is_an_error_and_not_the_bundled_names():
 
 @pytest.mark.parametrize("args, words", [
     (["--bogus"], ["--bogus", "--help"]),
+    (["--step", "3"], ["--step"]),                  # no abbreviations
     (["--steps"], ["--steps", "--help"]),
     (["another.txt"], ["another.txt"]),
     (["--engine", "magic"], ["engine", "magic", "tensor", "value"]),
@@ -601,7 +602,8 @@ def test_too_little_memory_is_one_line(capsys, monkeypatch):
 
 def test_importing_it_prints_nothing_and_loads_nothing_heavy():
     code = ("import sys; before = set(sys.modules); import microgpt; heavy = {'numpy', 'torch', "
-            "'argparse', 'concurrent.futures', 'multiprocessing', 'shutil', 'subprocess'}; "
+            "'argparse', 'concurrent.futures', 'multiprocessing', 'shutil', 'signal', "
+            "'subprocess'}; "
             "sys.exit(', '.join(heavy & set(sys.modules) - before) or 0)")
     result = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(SCRIPT),
                             env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
