@@ -11,9 +11,9 @@ leaves out what small models on a laptop can do without: GPUs, dropout, mixed pr
 It is a command, a library (`import microgpt`) and a tutorial: read it from here to the end. Each
 chapter can be understood from those before it, and the `>>>` examples are run by the tests.
 
-    Part I, the tutorial    1. Documents    2. Tokens       3. Value        4. Layers    5. GPT
-                            6. Optimizer    7. Tensor       8. Training     9. Generation
-    Part II, the tool       10. Speed    11. Subword tokens    12. Checkpoints    13. Command line
+    Part I, the tutorial    1. Documents  2. Tokens  3. Value  4. Layers  5. GPT  6. Optimizer
+        7. Tensor  8. Training  9. Generation
+    Part II, the tool    10. Subword tokens  11. Checkpoints  12. Looking inside  13. Command line
 
 One idea runs through it: the model is written once, as functions of rows of numbers, and *the
 numbers decide how it runs*. Floats give an answer and nothing else. `Value`s also record how the
@@ -40,22 +40,17 @@ import re
 import struct
 import sys
 import time
+import zlib
 from array import array
 from collections import Counter, defaultdict, namedtuple
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache, lru_cache, partial, singledispatch
-from heapq import heappop, heappush
+from functools import cache, lru_cache, partial, reduce, singledispatch
+from heapq import heappop, heappush, nlargest
 from itertools import accumulate
-from operator import mul
-from types import SimpleNamespace
+from operator import concat, mul
 
 __version__ = "0.1.0"
-__all__ = """load_documents split_documents CharTokenizer windows pack Value gradients gradcheck exp
-    log tanh dot softmax embedding add linear layernorm gelu attention cross_entropy Config
-    parameter_shapes parameter_count GPT AdamW clip_factor learning_rate Tensor matmul transpose
-    TrainConfig Step batch_gradients evaluate Trainer sample stream generate BPETokenizer
-    load_tokenizer main""".split()
 
 def _need(condition, message):
     if not condition:
@@ -67,7 +62,6 @@ def _check(values, **rules):
         x = values[name]
         _need(isinstance(x, (int, kind)) and not isinstance(x, bool) and low <= x <= high,
               f"{name} is {x!r}: must be a {'whole ' * (kind is int)}number from {low} to {high}")
-
 
 # === 1. Documents ================================================================================
 # A language model learns from examples of what it should write. Here an example is a document: one
@@ -98,7 +92,6 @@ def split_documents(documents, val_fraction=0.1, seed=0):
     n = len(shuffled)
     n_val = min(max(1, round(n * val_fraction)), n - 1) if val_fraction else 0
     return shuffled[n_val:], shuffled[:n_val]
-
 
 # === 2. Tokens ===================================================================================
 # A network computes with numbers, so text is cut into tokens and each token has a number, its id.
@@ -145,7 +138,6 @@ def pack(batch):
             [position for window in batch for position in range(len(window) - 1)],
             [token for window in batch for token in window[1:]])
 
-
 # === 3. Value ====================================================================================
 # Training asks of every parameter: if it were a little larger, how would the loss change? A `Value`
 # is a number that remembers its children, which it was computed from, and its local gradients, its
@@ -160,13 +152,13 @@ class Value:
     >>> a.grad, b.grad                    # the derivative by a is b + 2a, that by b is a
     (1.0, 2.0)
     """
-    __slots__ = ("data", "grad", "_children", "_local_grads")
+    __slots__ = ("data", "grad", "children", "local_grads")
 
     def __init__(self, data, children=(), local_grads=()):
         self.data = data                    # the number
         self.grad = 0.0                     # d loss / d self, once backward() has run
-        self._children = children           # the Values it was computed from
-        self._local_grads = local_grads     # d self / d child, for each of them
+        self.children = children            # the Values it was computed from
+        self.local_grads = local_grads      # d self / d child, for each of them
 
     lift = classmethod(lambda cls, x: _map(cls, x))     # floats -> Values, in the same shape
     def __repr__(self): return f"{type(self).__name__}(data={self.data}, grad={self.grad})"
@@ -236,9 +228,9 @@ class Value:
             node = stack.pop()
             if node is None:
                 order.append(stack.pop())
-            elif node._children and node.grad is not None:      # leaves have nothing to hand on
+            elif node.children and node.grad is not None:      # leaves have nothing to hand on
                 node.grad = None
-                stack += node, None, *node._children
+                stack += node, None, *node.children
         for node in order:
             node.grad = 0.0
         # 2) From the loss down, each Value hands its gradient on.
@@ -249,7 +241,7 @@ class Value:
     def _hand_on(self):
         """The chain rule: d loss / d child += d self / d child * d loss / d self."""
         grad = self.grad
-        for child, local_grad in zip(self._children, self._local_grads):
+        for child, local_grad in zip(self.children, self.local_grads):
             child.grad += local_grad * grad
 
 def _map(function, x):
@@ -273,7 +265,6 @@ def gradcheck(f, params, number=Value, step=1e-5, tolerance=1e-6):
     True
     """
     params = {name: _map(float, x) for name, x in params.items()}     # a copy, to be nudged
-
     def check(holder, key, claimed, name):
         kept, measured = holder[key], 0.0
         if isinstance(kept, list):
@@ -286,11 +277,9 @@ def gradcheck(f, params, number=Value, step=1e-5, tolerance=1e-6):
         if not error <= tolerance:
             raise ArithmeticError(f"{name}: backward() says {claimed}, nudging says {measured}")
         return error
-
     lifted = {name: number.lift(x) for name, x in params.items()}
     f(lifted).backward()
     return max(check(params, name, claimed, name) for name, claimed in gradients(lifted).items())
-
 
 # === 4. Layers ===================================================================================
 # A GPT is a few formulas applied over and over, each written here in plain arithmetic on rows of
@@ -315,6 +304,30 @@ def dot(a, b):
             pass
     return _sumprod(a, b)
 
+def matmul(A, B):
+    """Every row of A times every row of B: [n, k], [m, k] -> A B^T [n, m]."""
+    if isinstance(A[0][0], float) and isinstance(B[0][0], float):
+        return _multiplier(len(A[0]))(A, B)
+    return [[dot(a, b) for b in B] for a in A]
+
+@cache
+def _multiplier(width):
+    # The same for floats, faster. Python takes longer to go round a loop than to multiply: so, for
+    # narrow rows, this makes a function for their width, in which the dot product is written out.
+    if width > (16 if hasattr(math, "sumprod") else 64):
+        return lambda A, B: [[_sumprod(a, b) for b in B] for a in A]
+    scope = {}
+    exec(f"""
+def multiply(A, B):
+    C = []
+    for {"".join(f"a{i}, " for i in range(width))} in A:
+        row = []
+        for {"".join(f"b{i}, " for i in range(width))} in B:
+            row.append({" + ".join(f"a{i}*b{i}" for i in range(width))})
+        C.append(row)
+    return C""", scope)
+    return scope["multiply"]
+
 @singledispatch
 def softmax(row):
     """Scores -> probabilities: e^score, divided by the sum of them all. Subtracting the largest
@@ -338,7 +351,7 @@ def add(x, y):
 def linear(x, weight, bias=None):
     """y = x W^T + b: each output is a weighted sum of the token's inputs, plus a bias.
     x [n_tokens, n_in], weight [n_out, n_in], bias [n_out] -> [n_tokens, n_out]"""
-    y = [[dot(row, w) for w in weight] for row in x]
+    y = matmul(x, weight)
     return y if bias is None else [[a + b for a, b in zip(row, bias)] for row in y]
 
 def _normalize(row, eps):
@@ -361,14 +374,13 @@ GELU = math.sqrt(2 / math.pi), 0.044715
 def gelu(x):
     """y = x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, which is about x above 2, 0 below -2.
     Without a bend like this between them, two linear layers are no more than one. This one is
-    smooth, so even a number that is held back still has a gradient by which to come back.
-    [n_tokens, n] -> [n_tokens, n]
+    smooth, so even a number held back has a gradient to come back by. [n_tokens, n], both.
     Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2; GPT-2's choice."""
     c, d = GELU
     return [[a * 0.5 * (tanh(a * (a * a * (c * d) + c)) + 1.0) for a in row] for row in x]
 
 @singledispatch
-def attention(x, positions, n_head, past=None):
+def attention(x, positions, n_head, past=None, heads=None):
     """Causal multi-head attention: each token gathers what it needs from the tokens before it. A
     row of x is a token's query, key and value: what it looks for, what it can be found by, what it
     has to give. The query is compared, by dot, with the keys of the tokens up to its own; softmax
@@ -381,7 +393,7 @@ def attention(x, positions, n_head, past=None):
     The causal mask is a slice: a token at position p, counted from 0 in its window, sees the p rows
     before its own and its own, so neither the future nor another window of the batch.
     x [n_tokens, 3 n_embd], positions [n_tokens] -> [n_tokens, n_embd]. `past`, two lists, holds the
-    keys and values of earlier calls, and gets those of this one.
+    keys and values of earlier calls, and gets those of this; `heads`, n_head lists, get weights.
     Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1 and section 3.2.2."""
     n_embd = len(x[0]) // 3
     d = n_embd // n_head
@@ -396,6 +408,8 @@ def attention(x, positions, n_head, past=None):
             part = slice(head, head + d)
             query = [q * d ** -0.5 for q in row[part]]
             weights = softmax([dot(query, key[part]) for key in keys[seen]])
+            if heads:
+                heads[head // d].append(weights)
             gathered += [dot(weights, column) for column in zip(*[v[part] for v in values[seen]])]
         out.append(gathered)
     return out
@@ -412,7 +426,6 @@ def cross_entropy(logits, targets):
         largest = max(map(float, row))
         losses.append(log(sum([exp(x - largest) for x in row])) + largest - row[target])
     return sum(losses) / len(losses)
-
 
 # === 5. GPT ======================================================================================
 # A token starts as a row of n_embd numbers: its embedding plus that of its position, for attention
@@ -478,37 +491,44 @@ class GPT:
         """The same model on other numbers: `Value` here, `Tensor` in chapter 7."""
         return GPT(self.config, {name: number.lift(x) for name, x in self.params.items()})
 
-    def __call__(self, tokens, positions=None, cache=None, last=False):
+    def __call__(self, tokens, positions=None, cache=None, last=False, trace=None):
         """The forward pass: [n_tokens] ids -> [n_tokens, vocab_size] logits of what follows each.
         `positions` tell where each token stands in its window; without them the tokens are one
-        window, from its start or from where the cache ends. `last` asks for the last row only."""
-        p = self.params
+        window, from its start or from where the cache ends. `last` asks for the last row only.
+        `trace`, a dict, gets what each layer gives, by the name of its parameters, and each block
+        ("h.0"), the "embeddings" and "logits", and attention's weights by head ("h.0.attn")."""
+        p, n_head = self.params, self.config.n_head
+        def see(name, x):
+            if trace is not None:
+                trace[name] = x
+            return x
+        def layer(function, name, x):
+            return see(name, function(x, p[name + ".weight"], p[name + ".bias"]))
         start = len(cache[0][0]) if cache else 0
         positions = positions or range(start, start + len(tokens))
         for name, ids, size in (("token", tokens, self.config.vocab_size),
                                 ("position", positions, self.config.block_size)):
             for i in ids:
                 _need(0 <= i < size, f"{name} {i} is not in 0 to {size - 1}")
-        x = add(embedding(p["wte.weight"], tokens), embedding(p["wpe.weight"], positions))
+        x = see("embeddings", add(embedding(p["wte.weight"], tokens),
+                                  embedding(p["wpe.weight"], positions)))
         for i in range(self.config.n_layer):
             h = f"h.{i}."
-            a = layernorm(x, p[h + "ln_1.weight"], p[h + "ln_1.bias"])
-            a = linear(a, p[h + "attn.c_attn.weight"], p[h + "attn.c_attn.bias"])
-            a = attention(a, positions, self.config.n_head, cache and cache[i])
-            x = add(x, linear(a, p[h + "attn.c_proj.weight"], p[h + "attn.c_proj.bias"]))
-            m = layernorm(x, p[h + "ln_2.weight"], p[h + "ln_2.bias"])
-            m = gelu(linear(m, p[h + "mlp.c_fc.weight"], p[h + "mlp.c_fc.bias"]))
-            x = add(x, linear(m, p[h + "mlp.c_proj.weight"], p[h + "mlp.c_proj.bias"]))
-        x = layernorm(x[-1:] if last else x, p["ln_f.weight"], p["ln_f.bias"])
-        return linear(x, p["wte.weight"])
+            a = layer(linear, h + "attn.c_attn", layer(layernorm, h + "ln_1", x))
+            a = attention(a, positions, n_head, cache and cache[i],
+                          trace and see(h + "attn", [[] for _ in range(n_head)]))
+            x = add(x, layer(linear, h + "attn.c_proj", a))
+            m = layer(linear, h + "mlp.c_fc", layer(layernorm, h + "ln_2", x))
+            x = see(f"h.{i}", add(x, layer(linear, h + "mlp.c_proj", gelu(m))))
+        x = layer(layernorm, "ln_f", x[-1:] if last else x)
+        return see("logits", linear(x, p["wte.weight"]))
 
     def new_cache(self): return [([], []) for _ in range(self.config.n_layer)]  # past keys, values
 
-    def loss(self, batch):
+    def loss(self, batch, trace=None):
         """The mean loss of all predictions in a list of windows."""
         tokens, positions, targets = pack(batch)
-        return cross_entropy(self(tokens, positions), targets)
-
+        return cross_entropy(self(tokens, positions, trace=trace), targets)
 
 # === 6. Optimizer ================================================================================
 # The gradient says which way the loss rises; to learn is to step the other way. How far? AdamW has
@@ -521,7 +541,6 @@ class AdamW:
 
         m = beta1 m + (1 - beta1) g          v = beta2 v + (1 - beta2) g^2
         p = p - lr decay p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
-
     m and v start at 0, too small; dividing by 1 - beta^t makes up for it. Decay, times lr as in
     PyTorch, draws the weights of linear layers to 0, and spares biases, gains and embeddings.
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2."""
@@ -567,17 +586,12 @@ def learning_rate(step, steps, peak, warmup=0):
         return peak * (step + 1) / warmup
     return peak * (steps - step) / (steps - warmup)
 
-
 # === 7. Tensor ===================================================================================
 # A graph of single numbers shows everything and is slow: ten thousand nodes for one short name. A
 # `Tensor` is a Value whose data is rows of numbers. Each layer makes a single node, with a rule,
 # worked out once on paper, that turns the gradient of its output into those of its inputs. The
 # formulas stand above the rule; dy is d loss / d y, and so on. To check a rule, of your own too:
 # gradcheck(lambda params: GPT(config, params).loss(batch), model.params, Tensor).
-
-def matmul(A, B):
-    """Every row of A times every row of B, all floats: [n, k], [m, k] -> A B^T [n, m]."""
-    return [[_sumprod(a, b) for b in B] for a in A]
 
 def transpose(A): return list(zip(*A))          # [n, m] -> [m, n]
 
@@ -610,7 +624,7 @@ class Tensor(Value):
         return self
 
     def _hand_on(self):
-        for child, grad in zip(self._children, self._local_grads(self.grad)):
+        for child, grad in zip(self.children, self.local_grads(self.grad)):
             child.grad = _sum(child.grad, grad) if child.grad else grad    # 0.0: none yet
 
 def _sum(x, y):         # of numbers, rows or lists of rows
@@ -652,7 +666,6 @@ def _(x, gain, bias, eps=1e-5):
     # ds/dx_j = -s^2 n_j / C make dn_i/dx_j = s ([i = j] - 1/C - n_i n_j / C); so with u = dy gain,
     # dx = s (u - mean(u) - n mean(u n))       dgain = sum_t dy n       dbias = sum_t dy
     normal, scales = zip(*[_normalize(row, eps) for row in x.data])
-
     def rule(dy):
         dx, dy_columns = [], transpose(dy)
         for row, n, s in zip(dy, normal, scales):
@@ -660,7 +673,6 @@ def _(x, gain, bias, eps=1e-5):
             mean_u, mean_un = sum(u) / len(u), _sumprod(u, n) / len(u)
             dx.append([s * (u_i - mean_u - n_i * mean_un) for u_i, n_i in zip(u, n)])
         return dx, list(map(_sumprod, dy_columns, transpose(normal))), list(map(sum, dy_columns))
-
     y = [[a * g + b for a, g, b in zip(n, gain.data, bias.data)] for n in normal]
     return Tensor(y, [x, gain, bias], rule)
 
@@ -677,43 +689,34 @@ def _(x):
     return Tensor(y, [x], lambda dy: [[[a * b for a, b in zip(*rows)] for rows in zip(dy, slopes)]])
 
 @attention.register(Tensor)
-def _(x, positions, n_head, past=None):
+def _(x, positions, n_head, past=None, heads=None):
     # For each window and each head, O = A V, A = softmax(S / sqrt(d)) by rows, S = Q K^T. With
     # dA_s/dS_r = A_s ([s = r] - A_r) / sqrt(d),  dS = A (dA - sum_s A dA) / sqrt(d),  dA = dO V^T,
     # dQ = dS K,   dK = dS^T Q,   dV = A^T dO. What may not be seen has weight 0 in A, so no part in
     # any sum. A head is a range of columns, so q, k, v and their gradients are kept by columns.
     _need(past is None, "past keys and values are for generation, which runs on floats")
-    n_embd = len(x.data[0]) // 3
-    d = n_embd // n_head
-    scale = d ** -0.5
+    weights, n_embd = [[] for _ in range(n_head)], len(x.data[0]) // 3
+    y, d = attention(x.data, positions, n_head, None, weights), n_embd // n_head
+    for head, rows in zip(heads or (), weights):
+        head += map(list, rows)
     starts = [t for t, position in enumerate(positions) if position == 0] + [len(positions)]
-    y, saved = [], []
-    for start, stop in zip(starts, starts[1:]):
-        columns, out = transpose(x.data[start:stop]), []
-        for head in range(0, n_embd, d):
-            q, k, v = (columns[i + head:i + head + d] for i in (0, n_embd, 2 * n_embd))
-            scores = matmul(transpose(q), transpose(k))
-            A = [softmax([s * scale for s in row[:t + 1]]) + [0.0] * (len(row) - t - 1)
-                 for t, row in enumerate(scores)]
-            out += matmul(v, A)                      # (A V)^T
-            saved.append((q, k, v, A))
-        y += transpose(out)
-
     def rule(dy):
-        dx, heads = [], iter(saved)
+        dx = []
         for start, stop in zip(starts, starts[1:]):
-            columns, dq, dk, dv = transpose(dy[start:stop]), [], [], []
-            for head in range(0, n_embd, d):
-                (q, k, v, A), dO, dS = next(heads), columns[head:head + d], []
+            x_columns, dO_columns = transpose(x.data[start:stop]), transpose(dy[start:stop])
+            dq, dk, dv = [], [], []
+            for head in range(n_head):
+                q, k, v = (x_columns[i + head * d:][:d] for i in (0, n_embd, 2 * n_embd))
+                dO, dS = dO_columns[head * d:][:d], []
+                A = [row + [0.0] * (stop - start - len(row)) for row in weights[head][start:stop]]
                 for a, da in zip(A, matmul(transpose(dO), transpose(v))):
                     mean = _sumprod(a, da)
-                    dS.append([w * (b - mean) * scale for w, b in zip(a, da)])
+                    dS.append([w * (b - mean) * d ** -0.5 for w, b in zip(a, da)])
                 dq += matmul(k, dS)                  # (dS K)^T
                 dk += matmul(q, transpose(dS))       # (dS^T Q)^T
                 dv += matmul(dO, transpose(A))       # (A^T dO)^T
             dx += transpose(dq + dk + dv)
         return [dx]
-
     return Tensor(y, [x], rule)
 
 @cross_entropy.register(Tensor)
@@ -725,7 +728,6 @@ def _(logits, targets):
             row[target] -= 1.0
         return [[[a * d_loss / len(targets) for a in row] for row in d_logits]]
     return Tensor(cross_entropy(logits.data, targets), [logits], rule)
-
 
 # === 8. Training =================================================================================
 # A step: take a few windows, compute their loss and its gradients, move every parameter against its
@@ -772,22 +774,20 @@ def batch_gradients(model, batch, engine="tensor", share=1.0):
         if collecting:
             gc.enable()
 
-def _finite(loss, when):
-    if not math.isfinite(loss):
-        raise ArithmeticError(f"the loss is {loss} {when}: training diverged; try a smaller lr")
-    return loss
-
 def evaluate(model, windows, most=500):
     """The mean loss of a model of floats on windows, in nats a token; 500 give it to about 0.02."""
     losses = [model.loss([w]) * (len(w) - 1) for w in windows[:most]]
-    return _finite(sum(losses) / sum(len(w) - 1 for w in windows[:most]), "when evaluated")
+    return sum(losses) / sum(len(w) - 1 for w in windows[:most])
+
+@lru_cache(4)
+def _order(n, seed): return random.Random(seed).sample(range(n), n)
 
 class Trainer:
     """Trains a model in place: an iterator that makes a step and reports it, `steps` times. Workers
-    are processes, or any `executor` like those of concurrent.futures (chapter 10)."""
+    are processes, or any `executor` like those of concurrent.futures."""
     def __init__(self, model, tokenizer, documents, config=TrainConfig(), executor=None):
         self.model, self.tokenizer, self.config, self.step = model, tokenizer, config, 0
-        self.executor, self._pool, self._epoch = executor, None, None
+        self.executor, self._pool, self.losses = executor, None, []
         self.documents, self.val_documents = split_documents(
             documents, config.val_fraction, config.seed)
         self.windows, self.val_windows = (
@@ -797,42 +797,50 @@ class Trainer:
 
     def batch(self, step):
         """A step's windows, by seed and step alone: the next of all, shuffled in every epoch."""
-        batch, size, n = [], self.config.batch_size, len(self.windows)
-        for i in range(step * size, (step + 1) * size):
-            if i // n != self._epoch:
-                self._epoch = i // n
-                self._order = random.Random(f"{self.config.seed} {i // n}").sample(self.windows, n)
-            batch.append(self._order[i % n])
-        return batch
+        seed, size, n = self.config.seed, self.config.batch_size, len(self.windows)
+        return [self.windows[_order(n, f"{seed} {i // n}")[i % n]]
+                for i in range(step * size, (step + 1) * size)]
 
     def __iter__(self): return self
-
     def __next__(self):
         config = self.config
         if self.step >= config.steps:
             self.close()
             raise StopIteration
-        started = time.perf_counter()
-        batch = self.batch(self.step)
-        if config.workers > 1 or self.executor is not None:
-            loss, grads = _shared_gradients(self, batch)
-        else:
-            loss, grads = batch_gradients(self.model, batch, config.engine)
-        _finite(loss, f"at step {self.step + 1}")
+        started, batch = time.perf_counter(), self.batch(self.step)
+        n = min(config.workers, len(batch))
+        parts = [batch[i::n] for i in range(n)]
+        counts = [sum(len(window) - 1 for window in part) for part in parts]
+        losses, grads = zip(*self._map()(
+            batch_gradients, [self.model] * n, parts, [config.engine] * n,
+            [count / sum(counts) for count in counts]))
+        loss, grads = sum(losses), {x: reduce(_sum, [g[x] for g in grads]) for x in grads[0]}
+        if not math.isfinite(loss):
+            raise ArithmeticError(f"the loss is {loss} at step {self.step + 1}: try a smaller lr")
         lr = learning_rate(self.step, config.steps, config.lr, config.warmup)
         self.optimizer.step(grads, lr, clip_factor(grads, config.clip))
         self.step += 1
-        speed = sum(len(window) - 1 for window in batch) / (time.perf_counter() - started)
+        self.losses.append(loss)
+        speed = sum(counts) / (time.perf_counter() - started)
         look = config.eval_every and self.step % config.eval_every == 0 and self.val_windows
         val_loss = evaluate(self.model, self.val_windows) if look else None
         return Step(self.step, loss, lr, speed, val_loss)
+
+    def _map(self):
+        """map, by this process or by several: each takes its share of the windows of a batch, which
+        are independent. Same seed, same number of workers: the same bits."""
+        if self.config.workers > 1 and self.executor is None:
+            import signal
+            from concurrent.futures import ProcessPoolExecutor
+            self.executor = self._pool = ProcessPoolExecutor(       # Ctrl-C is not for workers
+                self.config.workers, None, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        return self.executor.map if self.executor else map
 
     def close(self):
         """Let worker processes go, if the Trainer started any."""
         if self._pool:
             self._pool.shutdown()
             self._pool = self.executor = None
-
 
 # === 9. Generation ===============================================================================
 # To write is to predict, again and again: the logits of the last token become probabilities, one
@@ -856,11 +864,10 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, rng=random):
 def stream(model, tokens, max_tokens=200, temperature=1.0, top_k=0, top_p=1.0, seed=None, end=None):
     """Continue a list of token ids: yields new ids until `end`, by default the last id, is drawn,
     which is not yielded. `seed` is an int, a random.Random or None. Of a long prompt the last
-    block_size tokens are read. When the block is full, its newer half is read again, from position
-    0, and the text goes on."""
+    block_size tokens are read; when the block is full, its newer half is read again, from 0."""
     rng = seed if isinstance(seed, random.Random) else random.Random(seed)
-    block_size = model.config.block_size
     end = model.config.vocab_size - 1 if end is None else end
+    block_size = model.config.block_size
     context = unread = list(tokens)[-block_size:]
     cache = model.new_cache()
     for _ in range(max_tokens):
@@ -878,63 +885,7 @@ def generate(model, tokenizer, prompt="", **options):
     tokens = [tokenizer.end] + tokenizer.encode(prompt)
     return prompt + tokenizer.decode(stream(model, tokens, end=tokenizer.end, **options))
 
-
-# === 10. Speed ===================================================================================
-# Three more things make it fast without changing the formulas. matmul, in the rules of chapter 7
-# too, gets code of its own for every small width. A model that writes has rows of floats, which can
-# go by matmul as well. And several processes can share a batch, whose windows are independent.
-
-_plain_matmul = matmul
-
-def matmul(A, B):
-    """The matmul of chapter 7, by a function for rows of this width with the dot products written
-    out: Python takes longer to go round a loop than to multiply, so that one has no inner loop."""
-    return _multiplier(len(A[0]))(A, B)
-
-@cache
-def _multiplier(width):
-    if width > (16 if hasattr(math, "sumprod") else 64):
-        return _plain_matmul                # whose loop is in C, and faster for wide rows
-    scope = {}
-    exec(f"""
-def multiply(A, B):
-    C = []
-    for {"".join(f"a{i}, " for i in range(width))} in A:
-        row = []
-        for {"".join(f"b{i}, " for i in range(width))} in B:
-            row.append({" + ".join(f"a{i}*b{i}" for i in range(width))})
-        C.append(row)
-    return C""", scope)
-    return scope["multiply"]
-
-@linear.register(list)
-def _(x, weight, bias=None):
-    # Rows of floats: the definition, by matmul. Rows of anything else: the definition itself.
-    if not (isinstance(x[0][0], float) and isinstance(weight[0][0], float)):
-        return linear.dispatch(object)(x, weight, bias)
-    y = matmul(x, weight)
-    return y if bias is None else [[a + b for a, b in zip(row, bias)] for row in y]
-
-def _shared_gradients(trainer, batch):
-    """batch_gradients by a Trainer's workers: the sum of what they send back, each of them working
-    on its share of the predictions. Same seed, same number of workers: the same bits."""
-    config, n = trainer.config, min(trainer.config.workers, len(batch))
-    if trainer.executor is None:
-        import signal
-        from concurrent.futures import ProcessPoolExecutor
-        trainer.executor = trainer._pool = ProcessPoolExecutor(     # Ctrl-C is not for workers
-            config.workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-    parts = [batch[i::n] for i in range(n)]
-    counts = [sum(len(window) - 1 for window in part) for part in parts]
-    losses, grads = zip(*trainer.executor.map(
-        batch_gradients, [trainer.model] * n, parts, [config.engine] * n,
-        [count / sum(counts) for count in counts]))
-    def total(parts):
-        return sum(parts) if isinstance(parts[0], float) else list(map(total, zip(*parts)))
-    return sum(losses), {name: total([part[name] for part in grads]) for name in grads[0]}
-
-
-# === 11. Subword tokens ==========================================================================
+# === 10. Subword tokens ==========================================================================
 # A token for each character makes texts long; a token for each word has none for the next typo.
 # Byte-pair encoding (BPE) begins with the 256 bytes, of which UTF-8 makes any text, and gives the
 # pair of tokens that stand side by side most often a token of its own, again and again: common
@@ -961,13 +912,19 @@ class BPETokenizer:
     >>> tokenizer.merges, tokenizer.encode("lower")
     ([('l', 'o'), ('lo', 'w'), ('e', 'r'), ('s', 'low')], [257, 258])
     """
+    # While tokens are being merged, each is one character, chr(id), and a piece is a string of
+    # them: its pairs are map(concat, piece, piece[1:]), and to merge a pair is str.replace.
     def __init__(self, vocab, merges):
         _need(set(BYTES) == set("".join(vocab)) <= vocab.keys(), "its tokens are not made of bytes")
+        made = set(BYTES)
         for pair in merges:
-            _need(all(pair) and {*pair, "".join(pair)} <= vocab.keys() and len(pair) == 2,
-                  f"{pair!r} does not merge two tokens of the vocabulary into a third")
+            _need(len(pair) == 2 and made >= {*pair} and "".join(pair) in vocab,
+                  f"{pair!r} does not merge two tokens, made before, into one of the vocabulary")
+            made.add("".join(pair))
         self.vocab, self.merges, self.vocab_size, self.end = vocab, merges, len(vocab), vocab[END]
-        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self._byte_tokens = [chr(vocab[byte]) for byte in BYTES]
+        self._merged = {chr(vocab[a]) + chr(vocab[b]): chr(vocab[a + b]) for a, b in merges}
+        self._ranks = {pair: rank for rank, pair in enumerate(self._merged)}
         byte = dict(zip(BYTES, range(256)))
         self._bytes = {i: bytes(map(byte.get, token)) for token, i in vocab.items()}
         self._piece_ids = lru_cache(2 ** 16)(self._merge)
@@ -977,50 +934,43 @@ class BPETokenizer:
         """Learn from documents: 256 bytes, <|endoftext|>, and as many merges as make vocab_size, or
         as there are. Of equally frequent pairs the one with the smallest ids is merged first."""
         _check(locals(), vocab_size=(int, 257, 10 ** 6))
-        # Each different piece stands once in a long row, "" between them; `weights` says how often
-        # it was seen. A merge empties a place; `before` and `after` are a linked list of the rest.
-        # `where` has every place that a pair has had: a merge costs no more than these. The queue
-        # has the most frequent pair first; `changed` are those to be queued with a new count.
-        vocab, merges = {token: i for i, token in enumerate(sorted(BYTES))}, []
+        tokens, merges = sorted(BYTES), []
+        byte_tokens = [chr(tokens.index(byte)) for byte in BYTES]
         pieces = Counter(piece for document in documents for part in document.split(END)
                          for piece in _pieces().findall(part))
-        tokens, weights = [""], [0]
-        for piece, n in pieces.items():
-            tokens += [*map(BYTES.__getitem__, piece.encode()), ""]
-            weights += [n] * (len(tokens) - len(weights))
-        before, after = list(range(-1, len(tokens) - 1)), list(range(1, len(tokens) + 1))
-        counts, where, queue, changed = Counter(), defaultdict(list), [], set()
-        def count(place, n):
-            pair = tokens[place], tokens[after[place]]
-            counts[pair] += n
-            if n > 0 and all(pair):
-                where[pair].append(place)
-                changed.add(pair)
-
-        for place, n in enumerate(weights[:-1]):
-            count(place, n)
-        while len(vocab) < vocab_size - 1:
-            for pair in changed:
-                heappush(queue, (-counts[pair], *map(vocab.get, pair), pair))
-            changed.clear()
-            n, *_, pair = heappop(queue) if queue else [0, ()]
-            if n == 0:
+        words = ["".join(map(byte_tokens.__getitem__, piece.encode())) for piece in pieces]
+        weights, changed, new = [*pieces.values()], range(len(words)), ""
+        counts, where, queue = Counter(), {}, []
+        while len(tokens) < vocab_size - 1:
+            # 1) Count the pairs of all pieces, and from then on of those that a merge has changed,
+            #    where only pairs with the new token can have become more frequent.
+            found = defaultdict(set)
+            for i in changed:
+                for pair in map(concat, words[i], words[i][1:]):
+                    counts[pair] += weights[i]
+                    if new in pair:                     # as "" is in all of them
+                        found[pair].add(i)
+            where.update(found)
+            for pair in found:
+                heappush(queue, (-counts[pair], pair))
+            # 2) The most frequent pair is first in the queue, once its count there is up to date.
+            while queue and -queue[0][0] != counts[queue[0][1]]:
+                n, pair = heappop(queue)
+                if counts[pair]:
+                    heappush(queue, (-counts[pair], pair))
+            if not queue:
                 break
-            if n != -counts[pair]:
-                changed.add(pair)
-                continue
-            merges.append(pair)
-            vocab["".join(pair)] = len(vocab)
-            for i in where.pop(pair):
-                j = after[i]
-                if (tokens[i], tokens[j]) == pair:
-                    h, k, n = before[i], after[j], weights[i]
-                    count(h, -n)
-                    count(j, -n)
-                    tokens[i], tokens[j], after[i], before[k] = "".join(pair), "", k, i
-                    count(h, n)
-                    count(i, n)
-        return cls({**vocab, END: len(vocab)}, merges)
+            # 3) Make it a token, in all pieces that have it.
+            n, pair = heappop(queue)
+            merges.append(tuple(tokens[ord(token)] for token in pair))
+            new = chr(len(tokens))
+            tokens.append("".join(merges[-1]))
+            changed = [i for i in where.pop(pair) if pair in words[i]]
+            for i in changed:
+                for old in map(concat, words[i], words[i][1:]):
+                    counts[old] -= weights[i]
+                words[i] = words[i].replace(pair, new)
+        return cls({token: i for i, token in enumerate(tokens + [END])}, merges)
 
     def encode(self, text):
         """Text -> ids; <|endoftext|> in it is that token. No text is unknown."""
@@ -1031,31 +981,20 @@ class BPETokenizer:
         return ids
 
     def _merge(self, piece):
-        # Of all pairs that can be merged, always the one merged earliest in training, leftmost.
-        tokens, queue = ["", *map(BYTES.__getitem__, piece.encode()), ""], []
-        before, after = list(range(-1, len(tokens) - 1)), list(range(1, len(tokens) + 1))
-        def offer(i):
-            pair = tokens[i], tokens[after[i]]
-            if pair in self._ranks:
-                heappush(queue, (self._ranks[pair], i, pair))
-
-        for i in range(len(tokens) - 1):
-            offer(i)
-        while queue:
-            _, i, pair = heappop(queue)
-            j = after[i]
-            if (tokens[i], tokens[j]) == pair:
-                tokens[i], tokens[j], after[i], before[after[j]] = "".join(pair), "", after[j], i
-                offer(i)
-                offer(before[i])
-        return [self.vocab[token] for token in tokens if token]
+        # Again and again, of the pairs that it has, the one that was merged earliest in training.
+        word = "".join(map(self._byte_tokens.__getitem__, piece.encode()))
+        while True:
+            pair = min(map(concat, word, word[1:]), default="",
+                       key=lambda pair: self._ranks.get(pair, math.inf))
+            if pair not in self._ranks:
+                return list(map(ord, word))
+            word = word.replace(pair, self._merged[pair])
 
     def decode(self, ids):
         """Ids -> text. Bytes that are not UTF-8, such as half a character, become U+FFFD."""
         return b"".join(map(self._bytes.__getitem__, ids)).decode(errors="replace")
 
-
-# === 12. Checkpoints =============================================================================
+# === 11. Checkpoints =============================================================================
 # A checkpoint is a directory in the form that GPT-2 has at Hugging Face: config.json is the shape,
 # model.safetensors the parameters, tokenizer.json the tokens; trainer.safetensors lets a training
 # go on. The transformers library opens what is saved here, and GPT-2's own directories open here.
@@ -1078,7 +1017,6 @@ def _save(directory, files):
             os.replace(os.path.join(saved, name), os.path.join(directory, name))
         shutil.rmtree(saved, ignore_errors=True)
         shutil.rmtree(new, ignore_errors=True)
-
     settle()
     try:
         os.makedirs(new)
@@ -1124,69 +1062,64 @@ def _json(**contents): return [json.dumps(contents, indent=2).encode()]
 # tensor its dtype, shape and data_offsets [start, stop]; the numbers, row by row, without gaps. All
 # is little-endian. The weights of GPT-2's linear layers, c_, lie there as [n_in, n_out].
 
-def _shape_in_file(name, shape): return list(shape[::-1] if ".c_" in name else shape)
+def _entry(name, shape, dtype, start):
+    _need(dtype in FLOATS, f"tensor {name!r} is {dtype!r}: it must be one of {[*FLOATS]}")
+    return {"dtype": dtype, "shape": list(shape[::-1] if ".c_" in name else shape),
+            "data_offsets": [start, start + math.prod(shape) * FLOATS[dtype][1]]}
 
 def _write_tensors(tensors, dtype="F64", **metadata):
     """{name: row or rows} -> the pieces of a .safetensors file. F64 loses nothing."""
-    (code, size), header, stop = FLOATS[dtype], {"__metadata__": {"format": "pt", **metadata}}, 0
+    header, stop = {"__metadata__": {"format": "pt", **metadata}}, 0
     for name, x in tensors.items():
-        shape = [len(x), len(x[0])] if _rows(x) is x else [len(x)]
-        start, stop = stop, stop + math.prod(shape) * size
-        header[name] = {"dtype": dtype, "shape": _shape_in_file(name, shape),
-                        "data_offsets": [start, stop]}
+        shape = (len(x), len(x[0])) if _rows(x) is x else (len(x),)
+        header[name] = _entry(name, shape, dtype, stop)
+        stop = header[name]["data_offsets"][1]
     text = json.dumps(header).encode()
     yield len(text).to_bytes(8, "little") + text
     for name, x in tensors.items():
         for row in zip(*x) if ".c_" in name and _rows(x) is x else _rows(x):
             _need(all(map(math.isfinite, row)), f"{name} has numbers that are not finite")
-            yield struct.pack(f"<{len(row)}{code}", *row)
+            yield struct.pack(f"<{len(row)}{FLOATS[dtype][0]}", *row)
 
 def _read_tensors(file, shapes, row=list):
-    """A .safetensors file of just these shapes -> {name: row or rows}, metadata. Header first."""
+    """A .safetensors file of just these shapes -> {name: row or rows}, metadata."""
     size = os.fstat(file.fileno()).st_size
     data = 8 + int.from_bytes(file.read(8), "little")
     _need(8 < data <= min(size, 10 ** 8), f"its {size:,} bytes have a header up to {data:,}")
-    header, found, spans = _from_json(file.read(data - 8)), {}, []
+    header, tensors, place = _from_json(file.read(data - 8)), {}, 0
     metadata = {**header.pop("__metadata__", {})}
-    for name, entry in header.items():
-        start, stop = entry["data_offsets"]
-        spans.append((start, stop))
+    # As they lie in the file, so that each must begin where the last one ended.
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         name = name.removeprefix("transformer.")
-        if not re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):        # a causal mask of old
-            _need(name not in found, f"tensor {name!r} is there twice")
-            found[name] = entry["dtype"], entry["shape"], start, stop
-    bounds = [0, *(place for span in sorted(spans) for place in span), size - data]
-    _need(all(type(place) is int for place in bounds) and bounds[::2] == bounds[1::2]
-          and bounds == sorted(bounds), "tensors overlap, leave gaps or are cut off")
-    for name in shapes.keys() ^ found:
-        raise ValueError(f"tensor {name!r} is {'missing' if name in shapes else 'unknown'}")
-    for name, (dtype, shape, start, stop) in found.items():
-        right = _shape_in_file(name, shapes[name])
-        _need(dtype in FLOATS, f"tensor {name!r} is {dtype!r}: it must be one of {[*FLOATS]}")
-        _need(repr(shape) == repr(right) and stop - start == math.prod(right) * FLOATS[dtype][1],
-              f"tensor {name!r} has shape {shape!r} in {stop - start:,} bytes, not {right}")
-    tensors = {}
-    for name in shapes:
-        dtype, (*height, width), start, stop = found[name]
-        file.seek(data + start)
-        numbers = _floats(file.read(stop - start), dtype)
-        rows = ([row(numbers[i::width]) for i in range(width)] if height and ".c_" in name else
-                [row(numbers[i:i + width]) for i in range(0, len(numbers), width)])
+        if re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):        # a causal mask of old
+            start, stop = entry["data_offsets"]
+            _need(start == place <= stop, f"{name!r} leaves a gap, or overlaps")
+            place = file.seek(data + stop) - data
+            continue
+        _need(name in shapes and name not in tensors, f"tensor {name!r} is unknown, or there twice")
+        right = _entry(name, shapes[name], entry["dtype"], place)
+        _need(json.dumps(entry, sort_keys=True) == json.dumps(right, sort_keys=True),
+              f"tensor {name!r} is {entry}: it must be {right}")
+        start, place = right["data_offsets"]
+        numbers, width = _floats(file.read(place - start), entry["dtype"]), right["shape"][-1]
+        rows = [numbers[i:i + width] for i in range(0, len(numbers), width)]
+        if ".c_" in name and len(shapes[name]) > 1:
+            rows = [numbers[i::width] for i in range(width)]
+        rows = list(map(row, rows))
         _need(all(all(map(math.isfinite, part)) for part in rows),
               f"tensor {name!r} has numbers that are not finite")
-        tensors[name] = rows if height else rows[0]
-    return tensors, metadata
+        tensors[name] = rows if len(shapes[name]) > 1 else rows[0]
+    _need(place == size - data, f"its tensors end at {place:,} of {size - data:,} bytes")
+    return {name: tensors[name] for name in shapes}, metadata
 
 def _floats(raw, dtype):
-    if dtype == "F16":
-        return array("f", struct.unpack(f"<{len(raw) // 2}e", raw))
+    code = FLOATS[dtype][0]
     if dtype == "BF16":                     # the upper halves of F32
         halves, raw = raw, bytearray(2 * len(raw))
         raw[2::4], raw[3::4] = halves[::2], halves[1::2]
-    numbers = array(FLOATS[dtype][0], raw)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers
+    if code == "e" or sys.byteorder == "big":
+        return array("d", struct.unpack(f"<{len(raw) // struct.calcsize(code)}{code}", raw))
+    return array(code, raw)
 
 def _tokenizer_files(tokenizer):
     # To the tokenizers library, characters are a BPE that merges nothing.
@@ -1208,26 +1141,24 @@ def load_tokenizer(directory):
     """The CharTokenizer or BPETokenizer in a directory: from tokenizer.json, or from GPT-2's
     vocab.json and merges.txt. Raises OSError and ValueError as `GPT.load` does."""
     def build(vocab, merges, bytewise):
-        _need(all(type(i) is int for i in vocab.values())
-              and sorted(vocab.values()) == list(range(len(vocab))), "its ids have gaps")
+        _need(f"{sorted(vocab.values())}" == f"{[*range(len(vocab))]}", "its ids have gaps")
         merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
         tokenizer = (BPETokenizer(vocab, merges) if bytewise else
                      CharTokenizer(["".join(vocab.keys() - {END})]))
         _need(tokenizer.vocab == vocab and (bytewise or not merges), "not characters in order")
         return tokenizer
-
     try:
         with _reading(directory, "tokenizer.json") as file:
             found = _from_json(file.read())
             model, level = found["model"], found.get("pre_tokenizer")
+            kind = level or {"type": "ByteLevel", "add_prefix_space": False}
             special = {token["content"]: token["id"] for token in found["added_tokens"]
                        if not any(map(token.get, ("single_word", "lstrip", "rstrip")))}
-            _need((model["type"], found.get("normalizer"), *special) == ("BPE", None, END)
-                  and not any(map(model.get, ("dropout", "continuing_subword_prefix",
-                                              "end_of_word_suffix", "ignore_merges")))
-                  and (not level or (level["type"], level["add_prefix_space"], level.get(
-                      "use_regex", True)) == ("ByteLevel", False, True)),
-                  f"it is not of GPT-2's kind, with {END} as its only special token")
+            odd = [found.get("normalizer"), kind["add_prefix_space"], not kind.get("use_regex", 1)]
+            odd += map(model.get, ["dropout", "ignore_merges", "end_of_word_suffix",
+                                   "continuing_subword_prefix"])
+            _need((model["type"], kind["type"], *special) == ("BPE", "ByteLevel", END)
+                  and not any(odd), f"it is not of GPT-2's kind, or has special tokens but {END}")
             tokenizer = build({**model["vocab"], **special}, model["merges"], level)
     except FileNotFoundError:
         with _reading(directory, "vocab.json") as file:
@@ -1271,9 +1202,8 @@ def _load_model(directory):
     return model
 
 def _fingerprint(trainer):
-    import hashlib
     data = trainer.config.seed, trainer.documents, trainer.val_documents
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+    return str(zlib.crc32(json.dumps(data).encode()))
 
 def _save_trainer(self, directory):
     """Save a training between two steps, model and tokenizer included, as `GPT.save` does."""
@@ -1306,86 +1236,111 @@ def _load_trainer(directory, documents, executor=None, **changes):
 GPT.save, GPT.load = _save_model, staticmethod(_load_model)
 Trainer.save, Trainer.load = _save_trainer, staticmethod(_load_trainer)
 
+# === 12. Looking inside ==========================================================================
+# How sure was the model of each token, and is its loss any good? A loss says little by itself, as
+# names are easier to guess than novels, letters than words. So it is held against models that just
+# count: a GPT that is no better than a table of pairs has learned no more than such a table. What
+# happens between the layers, the `trace` of a forward pass tells (chapter 5); examples/ draws it.
+
+# One token of a text: the probability it was given, its loss, the likeliest [(token, p), ...].
+Scored = namedtuple("Scored", "token id probability loss likeliest")
+
+def score(model, tokenizer, text, k=3):
+    """How likely a document is, token by token, its <|endoftext|> included -> [Scored, ...]. Their
+    mean loss is the loss of the document, as in training; e to its power is the perplexity."""
+    scored = []
+    for window in windows(text, tokenizer, model.config.block_size):
+        for token, logits in zip(window[1:], model(window[:-1])):
+            probs = softmax(logits)
+            likeliest = [(tokenizer.decode([i]), probs[i])
+                         for i in nlargest(k, range(len(logits)), key=logits.__getitem__)]
+            loss = cross_entropy([logits], [token])
+            scored.append(Scored(tokenizer.decode([token]), token, probs[token], loss, likeliest))
+    return scored
+
+def baselines(windows, val_windows, vocab_size):
+    """The loss on val_windows of four models that only count in windows -> {name: nats a token}.
+    They know nothing, how frequent each token is, what follows a token (pairs), what follows two
+    (triples). A count of 0 shall not mean "impossible", so each of them leans on the one before:
+
+        p(token) = (count of the token + kinds * p before) / (count of all tokens + kinds)
+    where only what followed the same one or two tokens counts, and kinds is the number of different
+    tokens there. Source: Witten and Bell 1991, "The Zero-Frequency Problem", method C."""
+    def contexts(window):               # each token, and the 0, 1 and 2 tokens before it
+        for i in range(1, len(window)):
+            yield window[i], [tuple(window[i - n:i]) for n in range(min(i, 2) + 1)]
+    counts, losses = defaultdict(Counter), [[], [], [], []]
+    for window in windows:
+        for token, before in contexts(window):
+            for context in before:
+                counts[context][token] += 1
+    for window in val_windows:
+        for token, before in contexts(window):
+            p = 1 / vocab_size
+            for loss, context in zip(losses, (None, *before, None)):        # None: p as before
+                seen = counts.get(context, {})
+                if seen:
+                    p = (seen[token] + len(seen) * p) / (sum(seen.values()) + len(seen))
+                loss.append(-math.log(p))
+    names = "knows nothing", "frequencies", "pairs", "triples"
+    return {name: sum(loss) / len(loss) for name, loss in zip(names, losses)}
+
+def _mean(numbers): return sum(numbers) / len(numbers)
+
+def reading(losses, val_loss, scale, copied=0.0):
+    """What a training came to, in a sentence. `losses`: of its steps; `scale`: from `baselines`;
+    `copied`: the share of samples that are training documents."""
+    n = min(len(losses), max(25, len(losses) // 10))        # enough for a mean to mean something
+    means = [_mean(losses[i:i + n]) for i in range(len(losses) % n, len(losses), n)]
+    loss, best, (_, *counted) = means[-1], min(losses[0], *means), scale.values()
+    if loss > 1.1 * best:
+        return f"diverging: in training {best:.3f} has become {loss:.3f}; try a smaller lr"
+    if copied > 0.5:
+        return f"memorising: {copied:.0%} of the samples are training documents; it needs more text"
+    if val_loss > 1.1 * loss:
+        return f"overfitting (training {loss:.3f}): it needs more text or fewer steps"
+    if val_loss >= min(counted[:2]):
+        return "no better than counting pairs: it needs more steps"
+    if val_loss >= min(counted):
+        return "better than counting pairs, not triples: it needs more steps or width"
+    return "better than counting triples: it makes use of earlier tokens too"
 
 # === 13. Command line ============================================================================
-# `python microgpt.py` learns from documents and shows what it learned; `sample` and `tokenize` use
-# what it saved. Bad input gets one line on stderr and a non-zero exit; nothing is done by half.
+# `python microgpt.py` learns from documents and shows what it learned; other commands use what it
+# saved. Bad input gets one line on stderr and a non-zero exit, and nothing is done by half.
 
-COLUMNS, SAVE_EVERY = 79, 60        # characters, seconds
+WIDTH, SAVE_EVERY = 79, 60                          # characters, seconds
 WRITING = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "max_tokens": 200}
 DEFAULTS = {**asdict(Config(512)), "tokenizer": "char", **asdict(TrainConfig()), **WRITING,
-            "save": "", "resume": "", "samples": 20, "prompt": "", "quiet": False, "help": False}
-HELP = """
-python microgpt.py [train] [FILE] [options]  Learn from a text, one document a
-    line, or from names, then write new ones. Ctrl-C ends the learning early.
-python microgpt.py sample DIR [options]      Write with what --save has kept.
-python microgpt.py tokenize DIR TEXT         Show the tokens of a text.
+            "save": "", "resume": "", "samples": 20, "prompt": "", "quiet": False}
+USAGE = """python microgpt.py [train] [FILE] [options]
+           Learn from a text, one document a line, or from names, then write
+           new ones. Ctrl-C ends the learning early, and goes on to writing.
+       python microgpt.py sample DIR [options]    Write with what --save has kept.
+       python microgpt.py tokenize DIR TEXT       Show the tokens of a text.
+       python microgpt.py explain DIR TEXT...     Show how likely it found them.
+Longer lines: --block-size 64. A better model: more --steps, then --n-embd."""
+HELP = {"n_layer": "blocks", "n_head": "attention heads in each", "n_embd": "width",
+        "block_size": "tokens that it sees at once", "tokenizer": "char, or bpe: subwords",
+        "vocab_size": "how many, with bpe", "batch_size": "windows in each", "engine": "or value",
+        "lr": "learning rate", "warmup": "steps until it", "clip": "longest gradient, 0: any",
+        "val_fraction": "held out", "eval_every": "steps between looks at these, 0: none",
+        "workers": "processes", "seed": "decides chance", "temperature": "0 plain, 1 wild",
+        "top_k": "draw from the likeliest k", "top_p": "from the likeliest with this share",
+        "max_tokens": "longest document", "save": "directory to keep it in, each minute",
+        "resume": "directory of a training to go on with", "samples": "documents (sample: 5)",
+        "prompt": "how they begin", "quiet": "show only them"}
 
-Begin with no options. For longer lines: --block-size 64 --n-embd 32 --steps
-2000. For a better model: more steps, then a larger width. (The defaults:)
-  --n-layer N --n-head N --n-embd N  blocks, heads, width ({n_layer}, {n_head}, {n_embd})
-  --block-size N                     tokens that it sees at once ({block_size})
-  --tokenizer NAME --vocab-size N    char, or bpe of N tokens ({tokenizer}, {vocab_size})
-  --steps N --batch-size N           steps, windows in each ({steps}, {batch_size})
-  --lr X --warmup N                  peak learning rate, steps to it ({lr}, {warmup})
-  --weight-decay X --clip X          as in AdamW, longest gradient ({weight_decay}, {clip})
-  --val-fraction X --eval-every N    held out, measured each N steps ({val_fraction}, {eval_every})
-  --engine NAME --workers N          tensor or value, processes ({engine}, {workers})
-  --save DIR --resume DIR            keep it there, each minute; go on from it
-  --seed N --quiet                   decides chance ({seed}); show documents only
-  --samples N (--n) --max-tokens N   documents (sample: 5), length ({samples}, {max_tokens})
-  --prompt TEXT --temperature X      their beginning; 0 plain, 1 wild ({temperature})
-  --top-k N --top-p X                likeliest N, likeliest share X ({top_k}, {top_p})
-"""
-
-def _bundled_names():
-    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "names.txt")
-    installed = os.path.join(sys.prefix, "share", "microgpt", "names.txt")
-    return installed if os.path.exists(installed) and not os.path.exists(beside) else beside
-
-def _train(trainer, say, directory):
-    """Run a trainer to its end, or until Ctrl-C lets it finish its step; save it now and then; show
-    a live line on a terminal, a few plain ones elsewhere. Returns the mean of the last losses."""
-    import signal
-    live, steps, first = getattr(sys.stdout, "isatty", bool)(), trainer.config.steps, trainer.step
-    recent, held_out, stop, started = [], "", [], time.perf_counter()
-    shown = saved = started
-    def on_interrupt(*_): stop.append(signal.signal(signal.SIGINT, before))
-    before = signal.signal(signal.SIGINT, on_interrupt)     # a second Ctrl-C acts as it did before
-    try:
-        for step in trainer:
-            recent = recent[-99:] + [step]
-            loss, speed = (sum(getattr(s, field) for s in recent) / len(recent)
-                           for field in ("loss", "tokens_per_second"))
-            if step.val_loss is not None:
-                held_out = f"  held out {step.val_loss:.3f}"
-            now, last = time.perf_counter(), step.step == steps or stop
-            if last or (now - shown > 0.1 if live else step.step % max(1, steps // 10) == 0):
-                shown = now
-                left = round((now - started) / (step.step - first) * (steps - step.step))
-                bar = f"[{'#' * (12 * step.step // steps):.<12}]" if live else "step"
-                line = (f"{bar} {step.step:,}/{steps:,}  loss {loss:.3f}{held_out}  "
-                        f"{speed:,.0f} tokens/s  {left // 60}:{left % 60:02} left")
-                say(f"\r{line:{COLUMNS}.{COLUMNS}}" if live else line, end="" if live else "\n")
-            if directory and (last or now - saved > SAVE_EVERY):
-                trainer.save(directory)
-                saved = now
-            if stop:
-                break
-    finally:
-        signal.signal(signal.SIGINT, before)
-        trainer.close()
-        say("\n" if live else "", end="")
-    say(f"stopped by Ctrl-C after {trainer.step:,} of {steps:,} steps\n" if stop else "", end="")
-    return loss
+def _beside(*parts):
+    """A file that comes with this one: beside it or, installed, in share/microgpt."""
+    places = os.path.dirname(os.path.abspath(__file__)), f"{sys.prefix}/share/microgpt"
+    return max((os.path.join(place, *parts) for place in places), key=os.path.exists)
 
 def _prepare(args, given):
-    """Find what can be wrong before the training -> documents, Trainer."""
     def pick(kind, options):       # those that are fields of the config
         return {name: x for name, x in options.items() if name in kind.__dataclass_fields__}
-
     _need(args.tokenizer in ("char", "bpe"), f"tokenizer is {args.tokenizer!r}, not char or bpe")
-    documents = load_documents(args.words[0] if args.words else _bundled_names())
+    documents = load_documents(args.words[0] if args.words else _beside("data", "names.txt"))
     if args.resume:
         trainer = Trainer.load(args.resume, documents, **pick(TrainConfig, given))
         kept, changed = asdict(trainer.model.config), pick(Config, given)
@@ -1397,39 +1352,81 @@ def _prepare(args, given):
         tokenizer = (CharTokenizer(documents) if args.tokenizer == "char" else
                      BPETokenizer.train(documents, args.vocab_size))
         shape = replace(shape, vocab_size=tokenizer.vocab_size)
-        count = parameter_count(shape)
-        _need(count <= MOST_PARAMETERS, f"{count:,} parameters are too many for plain Python: the "
-              f"most is {MOST_PARAMETERS:,}; try a smaller n_embd, n_layer or block_size")
+        _need(parameter_count(shape) <= MOST_PARAMETERS, f"{parameter_count(shape):,} parameters "
+              f"are too many for plain Python: at most {MOST_PARAMETERS:,}; try a smaller n_embd")
         trainer = Trainer(GPT(shape, seed=args.seed), tokenizer, documents, training)
     trainer.tokenizer.encode(args.prompt)
     args.save = args.save or args.resume
     os.makedirs(args.save or ".", exist_ok=True)
     return documents, trainer
 
+def _train(trainer, say, directory):
+    """Run a trainer to its end or to a Ctrl-C (a second one acts as it did before); save it now and
+    then; show how it gets on."""
+    from signal import SIGINT, signal
+    live, steps, first, held_out = sys.stdout.isatty(), trainer.config.steps, trainer.step, ""
+    speed, stop, started = 0, [], time.perf_counter()
+    shown = saved = started
+    before = signal(SIGINT, lambda *_: stop.append(signal(SIGINT, before)))
+    try:
+        for step in trainer:
+            speed += (step.tokens_per_second - speed) / min(step.step - first, 100)
+            held_out = held_out if step.val_loss is None else f"  held out {step.val_loss:.3f}"
+            now, last = time.perf_counter(), step.step == steps or stop
+            if last or (now - shown > 0.1 if live else step.step % max(1, steps // 10) == 0):
+                shown = now
+                left = round((now - started) / (step.step - first) * (steps - step.step))
+                bar = f"[{'#' * (12 * step.step // steps):.<12}]" if live else "step"
+                line = (f"{bar} {step.step:,}/{steps:,}  loss {_mean(trainer.losses[-100:]):.3f}"
+                        f"{held_out}  {speed:,.0f} tokens/s  {left // 60}:{left % 60:02} left")
+                say(f"\r{line:{WIDTH}.{WIDTH}}" if live else line, end="" if live else "\n")
+            if directory and (last or now - saved > SAVE_EVERY):
+                trainer.save(directory)
+                saved = now
+            if stop:
+                break
+    finally:
+        signal(SIGINT, before)
+        trainer.close()
+        say("\n" * live, end="")
+    say(f"stopped by Ctrl-C after {trainer.step:,} of {steps:,} steps\n" if stop else "", end="")
+
 def _learn(args, given, writing):
-    say = (lambda *words, **options: None) if args.quiet else partial(print, flush=True)
+    say = (lambda *_, **__: None) if args.quiet else partial(print, flush=True)
     documents, trainer = _prepare(args, given)
-    model, tokenizer, c, t = trainer.model, trainer.tokenizer, trainer.model.config, trainer.config
-    letters = "".join(filter(str.isprintable, sorted(set().union(*documents))))
-    parts = [("embeddings", "e.weight"), ("attention", "attn"), ("MLP", "mlp"), ("norms", "ln_")]
+    c, t, letters = trainer.model.config, trainer.config, sorted(set().union(*documents))
     say(f"documents   {args.words[0] if args.words else 'the bundled names'}: {len(documents):,}, "
         f"of which {len(trainer.val_documents):,} held out\n"
-        f"characters  {sum(map(len, documents)):,}; {len(set().union(*documents)):,} different ones"
-        f": {letters[:27]}{'...' * (len(letters) > 27)}\n"
-        f"model       n_layer {c.n_layer}, n_head {c.n_head}, n_embd {c.n_embd}, block_size "
-        f"{c.block_size}, vocab_size {c.vocab_size}\nparameters  {parameter_count(c):,}: "
-        f"{', '.join(f'{name} {parameter_count(c, part):,}' for name, part in parts)}\n"
-        f"training    {t.steps:,} steps of {t.batch_size} windows, lr {t.lr}, {t.engine} engine\n")
-    loss = _train(trainer, say, args.save)
-    held_out = evaluate(model, trainer.val_windows or trainer.windows)
-    say(f"\nloss        {f'{held_out:.3f} held out, ' if trainer.val_windows else ''}{loss:.3f} in "
-        f"training; knowing nothing is {math.log(c.vocab_size):.3f}")
-    say(f"saved       in {args.save}: python microgpt.py sample {args.save}\n" if args.save else "")
-    known, rng = set(documents), random.Random(t.seed)
+        f"characters  {sum(map(len, documents)):,}; {len(letters):,} different ones: "
+        f"{''.join(filter(str.isprintable, letters))[:40]}\n"
+        f"model       {', '.join(f'{name} {x}' for name, x in asdict(c).items())}\n"
+        f"parameters  {parameter_count(c):,}\ntraining    {t.steps:,} steps of {t.batch_size} "
+        f"windows, lr {t.lr}, {t.engine} engine\n")
+    _train(trainer, say, args.save)
+    say(f"saved       in {args.save}: python microgpt.py sample {args.save}" if args.save else "")
+    copied, rng, known = 0, random.Random(t.seed), set(trainer.documents)
     for _ in range(args.samples):
-        text = generate(model, tokenizer, args.prompt, seed=rng, **writing)
-        mark = "in the data" if text in known else "new"
+        text = generate(trainer.model, trainer.tokenizer, args.prompt, seed=rng, **writing)
+        copied += text in known
+        mark = "in training" if text in known else "new"
         print(text if args.quiet else f"    {text or '(empty)':24} {mark}", flush=True)
+    if not args.quiet:
+        _report(trainer, copied / max(1, args.samples))
+
+def _report(trainer, copied):
+    losses, seen, held_out = trainer.losses, trainer.windows, trainer.val_windows
+    loss = evaluate(trainer.model, held_out or seen)
+    scale = baselines(seen, (held_out or seen)[:500], trainer.model.config.vocab_size)
+    blocks = "▁▂▃▄▅▆▇█" if "utf" in str(sys.stdout.encoding).lower() else "..::++##"
+    n = min(64, len(losses))
+    curve = [_mean(losses[len(losses) * i // n:len(losses) * (i + 1) // n]) for i in range(n)]
+    high, low = max(curve), min(curve)
+    curve = "".join(blocks[round(7 * (x - low) / (high - low or 1))] for x in curve)
+    print(f"\nloss  {high:.3f} {curve} {low:.3f}\n      {loss:.3f} "
+          f"{'held out' if held_out else 'on all'}, {_mean(losses[-100:]):.3f} in training")
+    for name, x in sorted([("this model", loss), *scale.items()], key=lambda item: -item[1]):
+        print(f"      {name:14} {x:.3f} {blocks[-1] * round(40 * x / max(loss, *scale.values()))}")
+    print(f"It is {reading(losses, loss, scale, copied)}.")
 
 def _sample(args, given, writing):
     model, tokenizer = GPT.load(args.words[0]), load_tokenizer(args.words[0])
@@ -1446,30 +1443,30 @@ def _sample(args, given, writing):
 
 def _tokenize(args, given, writing):
     tokenizer = load_tokenizer(args.words[0])
-    colours = getattr(sys.stdout, "isatty", bool)() and "NO_COLOR" not in os.environ
+    shade = "\x1b[3{}m{}\x1b[0m" if sys.stdout.isatty() and not os.getenv("NO_COLOR") else "{1}"
     for n, i in enumerate(ids := tokenizer.encode(args.words[1])):
-        text = repr(tokenizer.decode([i]))
-        print(f"{i:7}  " + (f"\x1b[3{3 + 3 * (n % 2)}m{text}\x1b[0m" if colours else text))
+        print(f"{i:7}  " + shade.format((3, 6)[n % 2], repr(tokenizer.decode([i]))))
     print(f"{len(args.words[1]):,} characters, {len(ids):,} tokens")
 
 def _run(argv):
-    import getopt
-    given, names = {}, {"n": "samples", **{name.replace("_", "-"): name for name in DEFAULTS}}
-    try:
-        options, words = getopt.gnu_getopt(argv, "", 2 * [      # twice: no abbreviation is unique
-            option + "=" * (DEFAULTS[name] is not False) for option, name in names.items()])
-    except getopt.GetoptError as error:
-        raise ValueError(f"{error} (--help shows what there is)") from None
-    for option, text in options:
-        name, kind = names[option[2:]], type(DEFAULTS[names[option[2:]]])
-        given[name] = kind is bool or text
-        with suppress(ValueError):              # text that is no number is found by _check
-            given[name] = kind(given[name])
+    example = _beside("examples", f"{argv[0]}.py") if argv and argv[0].isidentifier() else ""
+    if os.path.exists(example):
+        import runpy
+        return runpy.run_path(example)["main"](argv[1:])
+    import argparse
+    parser = argparse.ArgumentParser(usage=USAGE, allow_abbrev=False)
+    parser.error = lambda message: _need(False, f"{message} (--help shows what there is)")
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    for name, x in DEFAULTS.items():
+        kind = {"action": "store_true"} if x is False else {"type": type(x), "metavar": "X"}
+        options = ["--" + name.replace("_", "-"), *["--n"] * (name == "samples")]
+        parser.add_argument(*options, **kind, default=argparse.SUPPRESS,
+                            help=HELP.get(name, "") + f" ({x})" * (f"{x}" not in ("", "False")))
+    given = vars(parser.parse_intermixed_args(argv))
+    words = given.pop("words")
     commands = {"train": (_learn, 0, 1), "sample": (_sample, 1), "tokenize": (_tokenize, 2)}
     run, *counts = commands[words.pop(0) if words and words[0] in commands else "train"]
-    args = SimpleNamespace(words=words, **{**DEFAULTS, **given})
-    if args.help:
-        return print(HELP.strip().format(**DEFAULTS))
+    args = argparse.Namespace(words=words, **{**DEFAULTS, **given})
     _need(len(words) in counts, f"{words} fits none: [train] [FILE], sample DIR, tokenize DIR TEXT")
     _check(vars(args), samples=(int, 0, 10 ** 9), max_tokens=(int, 1, 10 ** 9),
            seed=(int, -math.inf, math.inf))
@@ -1481,9 +1478,9 @@ def main(argv=None):
     try:
         if hasattr(sys.stdout, "reconfigure"):      # for a terminal that lacks a letter
             sys.stdout.reconfigure(errors="backslashreplace")
-        _run(sys.argv[1:] if argv is None else list(argv))
+        status = _run(sys.argv[1:] if argv is None else list(argv)) or 0
         print(end="", flush=True)
-        return 0
+        return status
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     except OSError as error:
@@ -1495,6 +1492,9 @@ def main(argv=None):
         message, status = str(error) or "not enough memory: try a smaller n_embd or batch_size", 1
     print(f"microgpt: {message}", file=sys.stderr)
     return status
+
+__all__ = [name for name, x in globals().items()       # all functions and classes without a _
+           if name[0] != "_" and getattr(x, "__module__", "") == __name__]
 
 if __name__ == "__main__":
     sys.exit(main())

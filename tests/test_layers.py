@@ -94,7 +94,7 @@ def test_floats_give_floats_and_record_nothing():
 def test_dot_is_one_node_with_2n_children():
     a, b = Value.lift([1.0, 2.0, 3.0]), Value.lift([4.0, 5.0, 6.0])
     y = dot(a, b)
-    assert y.data == 32.0 and len(y._children) == 6
+    assert y.data == 32.0 and len(y.children) == 6
     y.backward()
     assert [v.grad for v in a] == [4.0, 5.0, 6.0] and [v.grad for v in b] == [1.0, 2.0, 3.0]
 

@@ -130,9 +130,9 @@ def test_depth_is_no_limit():
 def test_graph_is_data_without_cycles():
     a, b = Value(2.0), Value(3.0)
     c = a * b
-    assert c._children == (a, b)
-    assert c._local_grads == (3.0, 2.0)
-    assert a._children == ()
+    assert c.children == (a, b)
+    assert c.local_grads == (3.0, 2.0)
+    assert a.children == ()
 
 
 def test_repr_shows_data_and_grad():
