@@ -52,9 +52,9 @@ from operator import concat, mul
 
 __version__ = "0.1.0"
 
-def _need(condition, message):
+def _need(condition, message, error=ValueError):
     if not condition:
-        raise ValueError(message)
+        raise error(message)
 
 def _check(values, **rules):
     """Raise ValueError unless each value keeps its rule: name=(int or float, least, most)."""
@@ -274,8 +274,8 @@ def gradcheck(f, params, number=Value, step=1e-5, tolerance=1e-6):
             measured += float(f({k: number.lift(x) for k, x in params.items()})) / (2 * nudge)
         holder[key] = kept
         error = abs(claimed - measured) / max(1.0, abs(claimed), abs(measured))
-        if not error <= tolerance:
-            raise ArithmeticError(f"{name}: backward() says {claimed}, nudging says {measured}")
+        _need(error <= tolerance, f"{name}: backward() says {claimed}, nudging says {measured}",
+              ArithmeticError)
         return error
     lifted = {name: number.lift(x) for name, x in params.items()}
     f(lifted).backward()
@@ -387,7 +387,6 @@ def attention(x, positions, n_head, past=None, heads=None):
     makes weights of these scores, and the values are averaged with the weights:
 
         scores = q k^T / sqrt(d)         out = softmax(scores) v
-
     n_head times side by side, on d = n_embd / n_head numbers of the row each. A sum of d products
     is about sqrt(d) times the size of one; undivided, softmax would give all to a single token.
     The causal mask is a slice: a token at position p, counted from 0 in its window, sees the p rows
@@ -605,7 +604,7 @@ class Tensor(Value):
     [[0.0, 3.0], [2.0, 0.0]]
     """
     __slots__ = ()                      # a rule takes the place of the local gradients
-
+    lift = classmethod(lambda cls, x: cls(x))
     def __getitem__(self, key):
         def rule(dy):
             whole = _zeros(self.data)
@@ -613,7 +612,6 @@ class Tensor(Value):
             return [whole]
         return Tensor(self.data[key], [self], rule)
 
-    lift = classmethod(lambda cls, x: cls(x))
     def __len__(self): return len(self.data)
     def __add__(self, other): return super(Tensor, self._one()).__add__(other)
     def __mul__(self, other): return super(Tensor, self._one()).__mul__(other)
@@ -777,7 +775,9 @@ def batch_gradients(model, batch, engine="tensor", share=1.0):
 def evaluate(model, windows, most=500):
     """The mean loss of a model of floats on windows, in nats a token; 500 give it to about 0.02."""
     losses = [model.loss([w]) * (len(w) - 1) for w in windows[:most]]
-    return sum(losses) / sum(len(w) - 1 for w in windows[:most])
+    loss = sum(losses) / sum(len(w) - 1 for w in windows[:most])
+    _need(math.isfinite(loss), f"the loss is {loss}: training diverged", ArithmeticError)
+    return loss
 
 @lru_cache(4)
 def _order(n, seed): return random.Random(seed).sample(range(n), n)
@@ -815,8 +815,8 @@ class Trainer:
             batch_gradients, [self.model] * n, parts, [config.engine] * n,
             [count / sum(counts) for count in counts]))
         loss, grads = sum(losses), {x: reduce(_sum, [g[x] for g in grads]) for x in grads[0]}
-        if not math.isfinite(loss):
-            raise ArithmeticError(f"the loss is {loss} at step {self.step + 1}: try a smaller lr")
+        _need(math.isfinite(loss), f"loss is {loss} at step {self.step + 1}: training diverged, "
+              "try a smaller lr", ArithmeticError)
         lr = learning_rate(self.step, config.steps, config.lr, config.warmup)
         self.optimizer.step(grads, lr, clip_factor(grads, config.clip))
         self.step += 1
@@ -888,9 +888,9 @@ def generate(model, tokenizer, prompt="", **options):
 # === 10. Subword tokens ==========================================================================
 # A token for each character makes texts long; a token for each word has none for the next typo.
 # Byte-pair encoding (BPE) begins with the 256 bytes, of which UTF-8 makes any text, and gives the
-# pair of tokens that stand side by side most often a token of its own, again and again: common
-# words become one token, rare ones several, and nothing is unknown. This is GPT-2's. Source:
-# Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", algorithm 1.
+# most frequent pair of neighbours a token of its own, again and again: common words become one
+# token, rare ones several, and nothing is unknown. This is GPT-2's. Source: Sennrich et al. 2016,
+# "Neural Machine Translation of Rare Words with Subword Units", algorithm 1.
 
 # A byte is written as a character: its own or, if that is blank, one from 256 on. A space is Ġ.
 _BLANK = [b for b in range(256) if b == 32 or not chr(b).isprintable()]
@@ -1185,8 +1185,7 @@ def _save_model(self, directory, tokenizer=None, also=(), **metadata):
         "model.safetensors": _write_tensors(self.params, dtype, **metadata)})
 
 def _load_model(directory):
-    """The GPT in a directory that `save` or transformers has written. Raises OSError for a file
-    that cannot be read, ValueError for one that is not sound."""
+    """The GPT that `save` or transformers put there; ValueError names a file that is not sound."""
     with _reading(directory, "config.json") as file:
         found = _from_json(file.read())
         config = Config(found["vocab_size"], found["n_positions"], found["n_layer"],
@@ -1312,24 +1311,23 @@ def reading(losses, val_loss, scale, copied=0.0):
 WIDTH, SAVE_EVERY = 79, 60                          # characters, seconds
 WRITING = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "max_tokens": 200}
 DEFAULTS = {**asdict(Config(512)), "tokenizer": "char", **asdict(TrainConfig()), **WRITING,
-            "save": "", "resume": "", "samples": 20, "prompt": "", "quiet": False}
-USAGE = """python microgpt.py [train] [FILE] [options]
-           Learn from a text, one document a line, or from names, then write
-           new ones. Ctrl-C ends the learning early, and goes on to writing.
-       python microgpt.py sample DIR [options]    Write with what --save has kept.
-       python microgpt.py tokenize DIR TEXT       Show the tokens of a text.
-       python microgpt.py explain DIR TEXT...     Show how likely it found them.
+            "save": "", "resume": "", "samples": 20, "prompt": "", "quiet": False, "help": False}
+USAGE = """python microgpt.py [train] [FILE] [options]   learn, then write
+       python microgpt.py sample DIR [options]       write with what --save kept
+       python microgpt.py tokenize DIR TEXT          show the tokens of a text
+       python microgpt.py explain DIR TEXT...        show how likely it finds it
+FILE has a document a line; without it there are names. Ctrl-C ends learning.
 Longer lines: --block-size 64. A better model: more --steps, then --n-embd."""
 HELP = {"n_layer": "blocks", "n_head": "attention heads in each", "n_embd": "width",
         "block_size": "tokens that it sees at once", "tokenizer": "char, or bpe: subwords",
-        "vocab_size": "how many, with bpe", "batch_size": "windows in each", "engine": "or value",
+        "vocab_size": "how many, with bpe", "steps": "of training", "batch_size": "windows in each",
         "lr": "learning rate", "warmup": "steps until it", "clip": "longest gradient, 0: any",
-        "val_fraction": "held out", "eval_every": "steps between looks at these, 0: none",
-        "workers": "processes", "seed": "decides chance", "temperature": "0 plain, 1 wild",
-        "top_k": "draw from the likeliest k", "top_p": "from the likeliest with this share",
-        "max_tokens": "longest document", "save": "directory to keep it in, each minute",
-        "resume": "directory of a training to go on with", "samples": "documents (sample: 5)",
-        "prompt": "how they begin", "quiet": "show only them"}
+        "weight_decay": "as in AdamW", "val_fraction": "held out", "engine": "or value",
+        "eval_every": "steps between looks at these, 0: none", "workers": "processes",
+        "seed": "decides chance", "temperature": "0 plain, 1 wild", "top_k": "of the likeliest k",
+        "top_p": "of the likeliest with this share", "max_tokens": "longest document",
+        "save": "keep it in this directory, each minute", "resume": "go on with the one there",
+        "samples": "documents (sample: 5)", "prompt": "how they begin", "quiet": "show only these"}
 
 def _beside(*parts):
     """A file that comes with this one: beside it or, installed, in share/microgpt."""
@@ -1352,8 +1350,8 @@ def _prepare(args, given):
         tokenizer = (CharTokenizer(documents) if args.tokenizer == "char" else
                      BPETokenizer.train(documents, args.vocab_size))
         shape = replace(shape, vocab_size=tokenizer.vocab_size)
-        _need(parameter_count(shape) <= MOST_PARAMETERS, f"{parameter_count(shape):,} parameters "
-              f"are too many for plain Python: at most {MOST_PARAMETERS:,}; try a smaller n_embd")
+        n = parameter_count(shape)
+        _need(n <= MOST_PARAMETERS, f"{n:,} parameters: try smaller n_embd, n_layer, block_size")
         trainer = Trainer(GPT(shape, seed=args.seed), tokenizer, documents, training)
     trainer.tokenizer.encode(args.prompt)
     args.save = args.save or args.resume
@@ -1404,6 +1402,7 @@ def _learn(args, given, writing):
         f"windows, lr {t.lr}, {t.engine} engine\n")
     _train(trainer, say, args.save)
     say(f"saved       in {args.save}: python microgpt.py sample {args.save}" if args.save else "")
+    loss = evaluate(trainer.model, trainer.val_windows or trainer.windows)
     copied, rng, known = 0, random.Random(t.seed), set(trainer.documents)
     for _ in range(args.samples):
         text = generate(trainer.model, trainer.tokenizer, args.prompt, seed=rng, **writing)
@@ -1411,11 +1410,10 @@ def _learn(args, given, writing):
         mark = "in training" if text in known else "new"
         print(text if args.quiet else f"    {text or '(empty)':24} {mark}", flush=True)
     if not args.quiet:
-        _report(trainer, copied / max(1, args.samples))
+        _report(trainer, loss, copied / max(1, args.samples))
 
-def _report(trainer, copied):
+def _report(trainer, loss, copied):
     losses, seen, held_out = trainer.losses, trainer.windows, trainer.val_windows
-    loss = evaluate(trainer.model, held_out or seen)
     scale = baselines(seen, (held_out or seen)[:500], trainer.model.config.vocab_size)
     blocks = "▁▂▃▄▅▆▇█" if "utf" in str(sys.stdout.encoding).lower() else "..::++##"
     n = min(64, len(losses))
@@ -1454,7 +1452,7 @@ def _run(argv):
         import runpy
         return runpy.run_path(example)["main"](argv[1:])
     import argparse
-    parser = argparse.ArgumentParser(usage=USAGE, allow_abbrev=False)
+    parser = argparse.ArgumentParser(usage=USAGE, add_help=False, allow_abbrev=False)
     parser.error = lambda message: _need(False, f"{message} (--help shows what there is)")
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     for name, x in DEFAULTS.items():
@@ -1467,6 +1465,8 @@ def _run(argv):
     commands = {"train": (_learn, 0, 1), "sample": (_sample, 1), "tokenize": (_tokenize, 2)}
     run, *counts = commands[words.pop(0) if words and words[0] in commands else "train"]
     args = argparse.Namespace(words=words, **{**DEFAULTS, **given})
+    if args.help:
+        return parser.print_help()
     _need(len(words) in counts, f"{words} fits none: [train] [FILE], sample DIR, tokenize DIR TEXT")
     _check(vars(args), samples=(int, 0, 10 ** 9), max_tokens=(int, 1, 10 ** 9),
            seed=(int, -math.inf, math.inf))

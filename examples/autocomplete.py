@@ -4,9 +4,9 @@
     pip install prompt_toolkit
     python examples/autocomplete.py names
 
-It starts at once. While you type, a menu shows the likeliest ways to go on (`microgpt.completions`)
+It starts at once. While you type, a menu shows the likeliest ways to go on (lookahead.py finds them)
 and, of all texts that the model could write from here, the share that goes on like this; the bottom
-line shows the likeliest next tokens (`microgpt.predict`):
+line shows the likeliest next tokens:
 
     > mar
          a⏎     1.68%
@@ -32,7 +32,10 @@ import math
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.dirname(sys.path[0]))
+
+from lookahead import completions, predict
 
 import microgpt
 
@@ -62,14 +65,14 @@ def visible(text):
 
 def suggest(model, tokenizer, text, k, max_tokens):
     """The likeliest ways to go on: [(what to insert, what to show, probability), ...]."""
-    found = microgpt.completions(model, tokenizer, text, k, max_tokens, beam=max(10, k))
+    found = completions(model, tokenizer, text, k, max_tokens, beam=max(10, k))
     return [(way.replace(END, "").rstrip("\ufffd"),     # which would be a character cut in half
              visible(way), p) for way, p in found]
 
 
 def next_tokens(model, tokenizer, text, k):
     """The bottom line: the likeliest next tokens."""
-    found = microgpt.predict(model, tokenizer, text, k)
+    found = predict(model, tokenizer, text, k)
     return "next: " + "  ".join(f"{visible(token)!r} {percent(p)}" for token, p in found)
 
 

@@ -34,6 +34,19 @@ def test_running_mean_by_hand():
     assert pictures.running_mean([4.0, 2.0, 6.0], 99) == [4.0, 3.0, 4.0]
 
 
+def test_learning_hands_over_what_was_measured(tokenizer):
+    def trainer():
+        model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size, 8, n_head=1, n_embd=4), seed=1)
+        return microgpt.Trainer(model, tokenizer, NAMES,
+                                microgpt.TrainConfig(steps=5, eval_every=2, val_fraction=0.3))
+    one, other = trainer(), trainer()
+    steps = list(one)
+    losses, held_out, scale = pictures.learn(other)
+    assert losses == [step.loss for step in steps]
+    assert held_out == [(2, steps[1].val_loss), (4, steps[3].val_loss)]
+    assert scale == microgpt.baselines(one.windows, one.val_windows, tokenizer.vocab_size)
+
+
 # --- Principal components ------------------------------------------------------------------------
 
 # The mean is (0, 0) and the coordinates are uncorrelated, so they are the axes of most variance.
@@ -195,6 +208,7 @@ def test_losses_are_drawn_as_they_are():
     assert list(axes.lines[-1].get_xdata()) == [2, 4]
     assert [text.get_text() for text in axes.texts] == [
         "3.30  knows nothing", "2.50  pairs", "1.50  training, mean of 1 steps", "2.25  held out"]
+    assert [text.xy[1] for text in axes.texts] == [3.3, 2.5, 1.5, 2.25]
 
 
 def test_each_head_is_drawn_with_nothing_in_the_future(model, tokenizer):
@@ -224,10 +238,12 @@ def test_tokens_stand_at_their_places():
 
 
 def test_temperatures_are_drawn_with_samples():
-    pytest.importorskip("matplotlib")
+    style = pytest.importorskip("matplotlib.style")
     found = [pictures.Variety(0, ["an"] * 4, 0.25, 0, 1.5),
              pictures.Variety(2, ["q", "q", "$x$", "abcdefghijkl"], 0.75, 0.5, 3.5)]
-    top, bottom = pictures.draw_temperature(found, 2.5, "held-out text").axes
+    with style.context(pictures.STYLE):
+        top, bottom = pictures.draw_temperature(found, 2.5, "held-out text").axes
+    assert not any(text.get_parse_math() for text in bottom.texts)      # $x$ is no formula
     assert [list(line.get_ydata()) for line in top.lines] == [[0.25, 0.75], [0, 0.5]]
     assert [list(line.get_ydata()) for line in bottom.lines] == [[1.5, 3.5], [2.5, 2.5]]
     assert [text.get_text() for text in bottom.texts][:4] == [
@@ -266,6 +282,24 @@ def test_four_pictures_and_nothing_else(names, tmp_path, capsys):
         assert os.path.getsize(tmp_path / "a" / name) < 120_000
     out = capsys.readouterr().out
     assert "step 20/20" in out and "triples" in out and out.count("temperature ") == 9
+
+
+def test_training_text_and_held_out_text_are_told_apart(monkeypatch):
+    pytest.importorskip("matplotlib")
+    last = {}
+
+    def spy(name, function):
+        def call(*arguments):
+            last[name] = arguments[-1]
+            return function(*arguments)
+        monkeypatch.setattr(pictures, name, call)
+
+    for name in "attention_maps", "variety", "mean_loss":
+        spy(name, getattr(pictures, name))
+    arguments = pictures.arguments(["--steps", "2", "--samples", "2", "--seed", "7"])
+    pictures.draw(arguments, NAMES, lambda name, figure: None)
+    training, held_out = microgpt.split_documents(NAMES, seed=7)
+    assert last == {"attention_maps": held_out[0], "variety": training, "mean_loss": held_out}
 
 
 def test_a_kept_model_is_not_trained(names, trained, tokenizer, capsys):
