@@ -396,7 +396,7 @@ def attention(x, positions, n_head, past=None, heads=None):
     Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1 and section 3.2.2."""
     n_embd = len(x[0]) // 3
     d = n_embd // n_head
-    keys, values = past or ([], [])
+    (keys, values), scale = past or ([], []), d ** -0.5
     keys.extend([row[n_embd:2 * n_embd] for row in x])
     values.extend([row[2 * n_embd:] for row in x])
     out = []
@@ -405,7 +405,7 @@ def attention(x, positions, n_head, past=None, heads=None):
         gathered = []
         for head in range(0, n_embd, d):
             part = slice(head, head + d)
-            query = [q * d ** -0.5 for q in row[part]]
+            query = [q * scale for q in row[part]]
             weights = softmax([dot(query, key[part]) for key in keys[seen]])
             if heads:
                 heads[head // d].append(weights)
@@ -708,8 +708,8 @@ def _(x, positions, n_head, past=None, heads=None):
                 dO, dS = dO_columns[head * d:][:d], []
                 A = [row + [0.0] * (stop - start - len(row)) for row in weights[head][start:stop]]
                 for a, da in zip(A, matmul(transpose(dO), transpose(v))):
-                    mean = _sumprod(a, da)
-                    dS.append([w * (b - mean) * d ** -0.5 for w, b in zip(a, da)])
+                    mean, scale = _sumprod(a, da), d ** -0.5
+                    dS.append([w * (b - mean) * scale for w, b in zip(a, da)])
                 dq += matmul(k, dS)                  # (dS K)^T
                 dk += matmul(q, transpose(dS))       # (dS^T Q)^T
                 dv += matmul(dO, transpose(A))       # (A^T dO)^T

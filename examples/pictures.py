@@ -186,12 +186,13 @@ def draw_attention(tokens, blocks):
     figure = new_figure(max(6, size * columns), (size + 0.2) * len(blocks) + 0.4)
     shades = LinearSegmentedColormap.from_list("shades", ["white", BLUE, "#00263D"])
     labels, small = [plain(token) for token in tokens], min(8.5, 80 / n)
+    turned = 90 if max(map(len, labels)) > 3 else 0
     for i, axes in enumerate(figure.subplots(len(blocks), columns, squeeze=False).flat):
         weights = blocks[i // columns][i % columns]
         axes.set_facecolor(PALE)                        # what no token sees, as nan is not drawn
         axes.imshow([row + [math.nan] * (n - len(row)) for row in weights], shades, vmin=0, vmax=1)
         axes.set_title(f"block {i // columns}, head {i % columns}", fontsize=9, pad=4, loc="center")
-        axes.set_xticks(range(n), labels, fontsize=small)
+        axes.set_xticks(range(n), labels, fontsize=small, rotation=turned)
         axes.set_yticks(range(n), labels, fontsize=small)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
@@ -201,15 +202,17 @@ def draw_attention(tokens, blocks):
 
 
 def draw_embedding(tokens, points, shares, most=200):
-    """Each token, or about `most` of many, at its place; or beside it, not to cover another."""
+    """Each token that can be read, or about `most` of many, at its place, or beside it where it
+    would cover another."""
     figure = new_figure(8, 4.2)
     axes, colours = figure.subplots(), {
         "vowels": RED, "consonants": BLUE, "other tokens": GREY, END: GREEN}
     axes.scatter(*zip(*points), s=0)                    # invisible: it sets the limits
-    every = math.ceil(len(tokens) / most)
     widths = [max(column) - min(column) for column in zip(*points)]
-    places = spread(points[::every], max(widths[0] / 45, widths[1] / 22))       # a letter's room
-    for place, token in zip(places, tokens[::every]):
+    shown = [i for i, token in enumerate(tokens) if token.isprintable() and "\ufffd" not in token]
+    shown = shown[::-math.ceil(len(shown) / most)]      # backwards: the last is <|endoftext|>
+    places = spread([points[i] for i in shown], max(widths[0] / 45, widths[1] / 22))
+    for place, token in zip(places, map(tokens.__getitem__, shown)):
         axes.text(*place, END if token == END else plain(token), ha="center", va="center",
                   color=colours[kind(token)], size=12 if len(token) < 2 else 9)
     for i, name in enumerate(sorted(set(map(kind, tokens)) - {END})):
@@ -242,7 +245,7 @@ def draw_temperature(found, own, whose, n_examples=3):
     below = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top",
              "size": 8, "annotation_clip": False}
     for v in found:
-        texts = [plain(text) for text in dict.fromkeys(v.samples)][:n_examples]
+        texts = [repr(text)[1:-1] for text in dict.fromkeys(v.samples)][:n_examples]
         cut = [text if len(text) < 11 else text[:9] + "\u2026" for text in texts]
         bottom.annotate("\n".join(cut), (v.temperature, 0), (0, -40), ha="center", **below)
     bottom.annotate("some samples", (x[-1] + 0.1, 0), (8, -40), color=GREY, **below)

@@ -1,4 +1,4 @@
-"""Chapter 13: how likely a text is, what may come next, and whether a loss is any good."""
+"""Chapter 12: how likely a text is, and whether a loss is any good."""
 
 import math
 import random
@@ -19,18 +19,14 @@ from microgpt import (
     TrainConfig,
     Trainer,
     baselines,
-    completions,
     evaluate,
     generate,
-    predict,
     reading,
     score,
-    stream,
     windows,
 )
 
 ABC = CharTokenizer(["abc"])                    # a, b, c and <|endoftext|>: ids 0, 1, 2 and 3
-AB = CharTokenizer(["ab"])                      # where all texts are listed, two letters are enough
 TEXTS = st.text("abc", max_size=20)
 SEEDS = st.integers(0, 999)
 SHARP = st.sampled_from([0.0, 1.0, 3.0, 40.0])  # all equally likely ... one nearly certain
@@ -165,10 +161,9 @@ def test_an_end_token_within_a_text_is_scored_as_the_token_it_is():
     assert [x.probability for x in scored] == close([1 / 2, 1 / 4, 1 / 8, 1 / 4])
 
 
-@pytest.mark.parametrize("look", [score, predict, completions])
-def test_an_unknown_character_is_an_error_that_names_it(look):
+def test_an_unknown_character_is_an_error_that_names_it():
     with pytest.raises(ValueError, match="'z' is not among"):
-        look(make(), ABC, "abz")
+        score(make(), ABC, "abz")
 
 
 @pytest.mark.parametrize("sharp", [1e3, 1e6, 1e100])
@@ -185,229 +180,6 @@ def test_a_probability_that_rounds_to_0_has_a_finite_loss(sharp):
             clear += 1
             assert x.loss == close(first - logits[x.id])
     assert clear > 3
-
-
-# predict
-
-@settings(max_examples=30)
-@given(st.text("abc", max_size=7), SEEDS)
-def test_a_prediction_is_what_score_gives_the_next_token(text, seed):
-    model = make(seed=seed)
-    for i, x in enumerate(score(model, ABC, text, k=4)):
-        assert predict(model, ABC, text[:i], k=4) == [(token, close(p)) for token, p in x.likeliest]
-
-
-@settings(max_examples=30)
-@given(TEXTS, st.integers(1, 9), SEEDS, SHARP)
-def test_a_prediction_reads_the_last_block_of_the_prompt(text, block, seed, sharp):
-    model = make(block_size=block, seed=seed, sharp=sharp)
-    expected = probabilities(model(tokens_of(text)[:-1][-block:])[-1])
-    found = predict(model, ABC, text, k=4)
-    assert dict(found) == close(dict(zip([*"abc", END], expected)))
-    assert [p for _, p in found] == sorted((p for _, p in found), reverse=True)
-    assert sum(p for _, p in found) == close(1.0)
-
-
-@settings(max_examples=40)
-@given(TEXTS, st.integers(1, 9), SEEDS, SHARP)
-def test_the_likeliest_next_token_is_what_temperature_0_writes(text, block, seed, sharp):
-    model = make(block_size=block, seed=seed, sharp=sharp)
-    ((token, _),) = predict(model, ABC, text, k=1)
-    written = generate(model, ABC, text, temperature=0, max_tokens=1)
-    assert written == text + token.replace(END, "")
-
-
-def test_predictions_by_hand():
-    model = draws(0.5, 0.125, 0.0, 0.375)
-    for prompt in ("", "a", "abcabcabc"):
-        assert predict(model, ABC, prompt, k=3) == [
-            ("a", close(1 / 2)), (END, close(3 / 8)), ("b", close(1 / 8))]
-    assert len(predict(model, ABC)) == len(predict(model, ABC, k=99)) == 4
-    assert predict(model, ABC, k=0) == []
-
-
-# completions
-
-def ways(model, tokens, n):
-    """Every way to go on, to the end or for n tokens, by no search at all: [(ids, p), ...]."""
-    found, end = [], model.config.vocab_size - 1
-    for i, p in enumerate(probabilities(model(tokens[-model.config.block_size:])[-1])):
-        if i == end or n == 1:
-            found.append(([i], p))
-        else:
-            found += [([i] + ids, p * q) for ids, q in ways(model, tokens + [i], n - 1)]
-    return found
-
-
-def exhaustive(model, prompt, n, tokenizer=AB):
-    tokens = tokens_of(prompt, tokenizer)[:-1]
-    return {tokenizer.decode(ids): p for ids, p in ways(model, tokens, n)}
-
-
-def check(found, expected, k):
-    """Are these the k likeliest of the expected? Of equally likely ones, any may be left out."""
-    assert [p for _, p in found] == close(sorted(expected.values(), reverse=True)[:k])
-    assert [p for _, p in found] == sorted((p for _, p in found), reverse=True)
-    assert len({text for text, _ in found}) == len(found)
-    for text, p in found:
-        assert p == close(expected[text])
-
-
-@settings(max_examples=30)
-@given(st.text("ab", max_size=6), st.integers(1, 9), st.integers(1, 4), st.integers(1, 30), SEEDS,
-       SHARP)
-def test_a_wide_beam_finds_what_exhaustive_search_finds(prompt, block, n, k, seed, sharp):
-    model = make(AB, block, seed, sharp)
-    check(completions(model, AB, prompt, k, n, beam=99), exhaustive(model, prompt, n), k)
-
-
-@pytest.mark.parametrize("block", [1, 2, 3, 5])
-@pytest.mark.parametrize("prompt", ["", "ab", "abba", "abbababba"])
-def test_a_prompt_may_fill_the_block_and_more(block, prompt):
-    model = make(AB, block, seed=3)
-    check(completions(model, AB, prompt, 99, 4, beam=99), exhaustive(model, prompt, 4), 99)
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
-def test_all_that_is_finished_or_cut_off_has_probability_1(n):
-    found = completions(make(AB, seed=n), AB, "b", 999, n, beam=999)
-    assert sum(p for _, p in found) == pytest.approx(1.0, rel=1e-12)
-    assert len(found) == sum(2 ** i for i in range(n)) + 2 ** n     # finished, cut off
-    assert all(text.endswith(END) or len(text) == n for text, _ in found)
-
-
-@settings(max_examples=20)
-@given(st.text("abc", max_size=9), st.integers(1, 9), st.integers(1, 9), SEEDS,
-       st.sampled_from([1.0, 3.0]))
-def test_a_beam_of_1_takes_the_likeliest_token_each_time(prompt, block, n, seed, sharp):
-    model, tokens, likely = make(ABC, block, seed, sharp), tokens_of(prompt)[:-1], 1.0
-    start = len(tokens)
-    while len(tokens) < start + n and tokens[start:][-1:] != [ABC.end]:
-        likely *= max(probabilities(model(tokens[-block:])[-1]))
-        tokens += [*stream(model, tokens, 1, temperature=0), ABC.end][:1]
-    assert completions(model, ABC, prompt, 1, n, beam=1) == [
-        (ABC.decode(tokens[start:]), close(likely))]
-
-
-@settings(max_examples=20)
-@given(st.text("abc", max_size=4), SEEDS)
-def test_within_the_block_a_beam_of_1_writes_what_temperature_0_writes(prompt, seed):
-    model = make(seed=seed)
-    ((text, _),) = completions(model, ABC, prompt, 1, 4, beam=1)
-    written = generate(model, ABC, prompt, temperature=0, max_tokens=4)
-    assert written == prompt + text.replace(END, "")
-
-
-def test_a_wider_beam_finds_what_the_greedy_one_misses():
-    missed = 0
-    for seed in range(20):
-        model = make(AB, seed=seed)
-        best = max(exhaustive(model, "", 3).values())
-        ((_, narrow),) = completions(model, AB, "", 1, 3, beam=1)
-        ((_, wide),) = completions(model, AB, "", 1, 3, beam=99)
-        assert narrow <= wide * (1 + 1e-9) and wide == close(best)
-        missed += narrow < 0.99 * best
-    assert missed > 0
-
-
-@settings(max_examples=30)
-@given(st.integers(1, 6), st.integers(0, 6), SEEDS, SHARP)
-def test_whatever_the_beam_what_is_found_has_its_true_probability(k, more, seed, sharp):
-    model = make(AB, 4, seed, sharp)
-    found, expected = completions(model, AB, "ab", k, 4, k + more), exhaustive(model, "ab", 4)
-    check(found, {text: expected[text] for text, _ in found}, k)
-
-
-@settings(max_examples=20)
-@given(st.text("abc", max_size=3), SEEDS)
-def test_a_finished_text_has_its_share_of_the_documents_that_begin_as_the_prompt_does(prompt, seed):
-    model = make(seed=seed)
-    begun = math.prod(x.probability for x in score(model, ABC, prompt)[:-1])
-    for text, p in completions(model, ABC, prompt, 9, 4):
-        if text.endswith(END):
-            document = prompt + text.replace(END, "")
-            whole = math.exp(-sum(x.loss for x in score(model, ABC, document)))
-            assert p == close(whole / begun)
-
-
-def test_completions_by_hand():
-    # All of two tokens, with a: 1/2, b: 3/16, end: 5/16:
-    # end 80/256; aa 64, ab 24, a end 40; ba 24, bb 9, b end 15.
-    expected = [(END, 80), ("aa", 64), ("a" + END, 40)]
-    found = completions(draws(0.5, 0.1875, 0.0, 0.3125), ABC, "abc", k=3, max_tokens=2)
-    assert found == [(text, close(n / 256)) for text, n in expected]
-
-
-def test_tokens_without_any_probability_are_never_part_of_a_completion():
-    found = completions(draws(0.5, 0.25, 0.0, 0.25), ABC, "", 99, 3, beam=99)
-    assert len(found) == 1 + 2 + 4 + 8 and all("c" not in text for text, _ in found)
-    assert sum(p for _, p in found) == close(1.0)
-    assert completions(draws(1.0, 0.0, 0.0, 0.0), ABC, "", 5, 6) == [("aaaaaa", 1.0)]
-
-
-class Counted(GPT):
-    """A model that counts how often it is asked."""
-
-    calls = 0
-
-    def __call__(self, *args, **options):
-        self.calls += 1
-        return super().__call__(*args, **options)
-
-
-@pytest.mark.parametrize("k, calls", [(1, 1), (2, 3)])
-def test_the_search_stops_when_nothing_that_grows_can_still_win(k, calls):
-    # end 0.9. What grows has at most 0.06: after 1 call the best is known. After 2 more, of "a"
-    # and "b", so is the second: a end 0.054, as nothing that grows has more than 0.06 * 0.06.
-    plainly = draws(0.06, 0.04, 0.0, 0.9)
-    model = Counted(plainly.config, plainly.params)
-    found = completions(model, ABC, "", k, max_tokens=50)
-    assert found == [(END, close(0.9)), ("a" + END, close(0.054))][:k]
-    assert model.calls == calls
-
-
-def test_the_beam_bounds_the_work():
-    plainly = draws(0.4, 0.3, 0.2999, 0.0001)
-    for beam in (1, 2, 5):
-        model = Counted(plainly.config, plainly.params)
-        completions(model, ABC, "", 1, 6, beam)
-        assert model.calls <= 1 + 5 * beam
-
-
-@settings(max_examples=40)
-@given(st.integers(1, 4), st.integers(0, 5), st.integers(1, 8), SEEDS, SHARP)
-def test_to_stop_early_costs_nothing(k, more, n, seed, sharp):
-    """What goes on is never likelier than what it goes on from: so if all the best are finished, a
-    longer search finds the same ones. (Where all are equally likely, other equals.)"""
-    model = make(seed=seed, sharp=sharp)
-    table = model.params["wte.weight"]
-    table[ABC.end] = [2 * x for x in table[ABC.end]]                # so that some end soon
-    found = completions(model, ABC, "a", k, n, k + more)
-    if len(found) == k and all(text.endswith(END) for text, _ in found):
-        longer = completions(model, ABC, "a", k, n + 5, k + more)
-        assert [p for _, p in longer] == close([p for _, p in found])
-        assert sharp == 0 or longer == found
-
-
-@pytest.mark.parametrize("options, message", [
-    ({"k": 3, "beam": 2}, "beam is 2: must be .* from 3"), ({"k": 11}, "beam is 10"),
-    ({"k": 0}, "k is 0"), ({"k": -1}, "k is -1"), ({"k": 1.5}, "k is 1.5"),
-    ({"k": True}, "k is True"), ({"max_tokens": 0}, "max_tokens is 0"),
-    ({"max_tokens": 2.5}, "max_tokens is 2.5"), ({"max_tokens": None}, "max_tokens is None"),
-    ({"k": 1, "beam": 0}, "beam is 0"), ({"k": 1, "beam": "9"}, "beam is '9'")])
-def test_impossible_searches_are_refused_by_name_and_value(options, message):
-    with pytest.raises(ValueError, match=message):
-        completions(make(), ABC, "a", **options)
-
-
-def test_bytes_that_are_no_character_can_be_completions():
-    tokenizer = BPETokenizer.train(["low"], 258)
-    model = GPT(Config(tokenizer.vocab_size, 4, n_head=1, n_embd=2), seed=1)
-    found = completions(model, tokenizer, "lowé", 300, 1, beam=300)
-    context = tokens_of("lowé", tokenizer)[:-1][-4:]
-    best = sorted(probabilities(model(context)[-1]), reverse=True)
-    assert [p for _, p in found] == close(best)
-    assert any(text == "\ufffd" for text, _ in found)
 
 
 # baselines
@@ -585,7 +357,7 @@ def test_a_learning_rate_far_too_high_is_said_to_diverge(lr, steps):
     assert sum(losses[-5:]) / 5 > 3 * losses[0]                         # it really did
     sentence = reading(losses, val_loss, scale)
     assert sentence.startswith("diverging") and "smaller lr" in sentence
-    before, after = re.search(r"from ([\d.]+) to ([\d.]+)", sentence).groups()
+    before, after = re.search(r"in training ([\d.]+) has become ([\d.]+);", sentence).groups()
     assert float(before) < float(after)
 
 
@@ -696,7 +468,18 @@ def test_the_rise_is_told_between_means_of_a_tenth_of_the_steps():
     losses[175:225] = [1.0] * 50                        # half of two tenths: their means are 1.5
     losses[-1] = 7.5                                    # the last mean is 2.6
     sentence = reading(losses, 2.0, SCALE)
-    assert sentence.startswith("diverging") and "from 1.500 to 2.600" in sentence
+    assert sentence.startswith("diverging: in training 1.500 has become 2.600;")
+
+
+def test_a_rise_above_the_very_first_loss_is_told_even_of_few_steps():
+    assert reading([2.0] + [3.0] * 29, 3.0, SCALE).startswith("diverging: in training 2.000 has")
+    assert not reading([3.0] * 30, 3.0, SCALE).startswith("diverging")
+
+
+@pytest.mark.parametrize("loss, rose", [(7.1, True), (6.9, False)])
+def test_of_few_steps_a_mean_is_that_of_25(loss, rose):
+    losses = [2.0] * 35 + [loss] + [2.0] * 24           # means of the last 25: 2.204 and 2.196
+    assert reading(losses, 2.0, SCALE).startswith("diverging") == rose
 
 
 def test_one_bad_step_among_many_is_no_divergence():
@@ -713,7 +496,7 @@ def test_half_of_the_samples_may_be_training_documents_and_no_more():
 
 def test_a_tenth_more_held_out_than_in_training_is_not_yet_overfitting():
     assert not reading(steps(1.0), below(1.1), SCALE).startswith("overfitting")
-    assert reading(steps(1.0), above(1.1), SCALE).startswith("overfitting")
+    assert reading(steps(1.0), above(1.1), SCALE).startswith("overfitting (training 1.000):")
 
 
 @settings(max_examples=30)

@@ -226,15 +226,24 @@ def test_each_head_is_drawn_with_nothing_in_the_future(model, tokenizer):
 
 def test_tokens_stand_at_their_places():
     pytest.importorskip("matplotlib")
-    points = [(1.0, 2.0), (-3.0, 0.5), (0.0, 0.25)]
-    axes, = pictures.draw_embedding(["a", "b", "<|endoftext|>"], points, [0.7, 0.2]).axes
+    points, tokens = [(1.0, 2.0), (-3.0, 0.5), (0.0, 0.25)], ["a", "b", "<|endoftext|>"]
+    axes, = pictures.draw_embedding(tokens, points, [0.7, 0.2]).axes
     drawn = {text.get_text(): text for text in axes.texts}
-    assert list(drawn) == ["a", "b", "<|endoftext|>", "consonants", "vowels"]
-    assert [drawn[token].get_position() for token in ["a", "b", "<|endoftext|>"]] == points
+    assert sorted(drawn) == ["<|endoftext|>", "a", "b", "consonants", "vowels"]
+    assert [drawn[token].get_position() for token in tokens] == points
     assert drawn["a"].get_color() == drawn["vowels"].get_color()
     assert drawn["b"].get_color() == drawn["consonants"].get_color()
     assert len({drawn[token].get_color() for token in ["a", "b", "<|endoftext|>"]}) == 3
     assert "70%" in axes.get_xlabel() and "20%" in axes.get_ylabel()
+
+
+def test_of_many_tokens_some_are_drawn_that_can_be_read():
+    pytest.importorskip("matplotlib")
+    tokens = ["\x00", "\ufffd", *map(str, range(10, 20)), "<|endoftext|>"]
+    points = [(i, i * i) for i in range(13)]
+    axes, = pictures.draw_embedding(tokens, points, [0.7, 0.2], most=6).axes
+    assert sorted(text.get_text() for text in axes.texts) == [
+        "11", "13", "15", "17", "19", "<|endoftext|>", "other tokens"]
 
 
 def test_temperatures_are_drawn_with_samples():
