@@ -1102,9 +1102,9 @@ def _read_tensors(file, shapes, row=list):
               f"tensor {name!r} is {entry}: it must be {right}")
         start, place = right["data_offsets"]
         numbers, width = _floats(file.read(place - start), entry["dtype"]), right["shape"][-1]
-        rows = [numbers[i:i + width] for i in range(0, len(numbers), width)]
+        rows = (numbers[i:i + width] for i in range(0, len(numbers), width))
         if ".c_" in name and len(shapes[name]) > 1:
-            rows = [numbers[i::width] for i in range(width)]
+            rows = (numbers[i::width] for i in range(width))
         rows = list(map(row, rows))
         _need(all(all(map(math.isfinite, part)) for part in rows),
               f"tensor {name!r} has numbers that are not finite")
@@ -1401,7 +1401,7 @@ def _learn(args, given, writing):
         f"parameters  {parameter_count(c):,}\ntraining    {t.steps:,} steps of {t.batch_size} "
         f"windows, lr {t.lr}, {t.engine} engine\n")
     _train(trainer, say, args.save)
-    say(f"saved       in {args.save}: python microgpt.py sample {args.save}" if args.save else "")
+    say(f"saved       in {args.save}: python microgpt.py sample {args.save}\n" if args.save else "")
     loss = evaluate(trainer.model, trainer.val_windows or trainer.windows)
     copied, rng, known = 0, random.Random(t.seed), set(trainer.documents)
     for _ in range(args.samples):
@@ -1416,15 +1416,15 @@ def _report(trainer, loss, copied):
     losses, seen, held_out = trainer.losses, trainer.windows, trainer.val_windows
     scale = baselines(seen, (held_out or seen)[:500], trainer.model.config.vocab_size)
     blocks = "▁▂▃▄▅▆▇█" if "utf" in str(sys.stdout.encoding).lower() else "..::++##"
-    n = min(64, len(losses))
-    curve = [_mean(losses[len(losses) * i // n:len(losses) * (i + 1) // n]) for i in range(n)]
-    high, low = max(curve), min(curve)
-    curve = "".join(blocks[round(7 * (x - low) / (high - low or 1))] for x in curve)
-    print(f"\nloss  {high:.3f} {curve} {low:.3f}\n      {loss:.3f} "
+    n = min(56, len(losses))
+    means = [_mean(losses[len(losses) * i // n:len(losses) * (i + 1) // n]) for i in range(n)]
+    low, high = min(means), max(means)
+    curve = "".join(blocks[round(7 * (x - low) / (high - low or 1))] for x in means)
+    print(f"\nloss  {means[0]:.3f} {curve} {means[-1]:.3f}\n      {loss:.3f} "
           f"{'held out' if held_out else 'on all'}, {_mean(losses[-100:]):.3f} in training")
     for name, x in sorted([("this model", loss), *scale.items()], key=lambda item: -item[1]):
         print(f"      {name:14} {x:.3f} {blocks[-1] * round(40 * x / max(loss, *scale.values()))}")
-    print(f"It is {reading(losses, loss, scale, copied)}.")
+    print(f"\nIt is {reading(losses, loss, scale, copied)}.")
 
 def _sample(args, given, writing):
     model, tokenizer = GPT.load(args.words[0]), load_tokenizer(args.words[0])

@@ -4,9 +4,9 @@
     pip install prompt_toolkit
     python examples/autocomplete.py names
 
-It starts at once. While you type, a menu shows the likeliest ways to go on (lookahead.py finds them)
-and, of all texts that the model could write from here, the share that goes on like this; the bottom
-line shows the likeliest next tokens:
+It starts at once. While you type, a menu shows the likeliest ways to go on (lookahead.py finds
+them) and, of all texts that the model could write from here, the share that goes on like this; the
+bottom line shows the likeliest next tokens:
 
     > mar
          a⏎     1.68%
@@ -80,8 +80,9 @@ def verdict(model, tokenizer, text):
     """How likely a document is: its probability, and its loss."""
     losses = [scored.loss for scored in microgpt.score(model, tokenizer, text, 1)]
     mean = sum(losses) / len(losses)
+    among = math.exp(mean) if mean < 700 else math.inf          # or exp would overflow
     return (f"probability 10^{-sum(losses) / math.log(10):.1f}, {len(losses)} tokens, "
-            f"loss {mean:.3f} nats a token (as if among {math.exp(mean):.1f})")
+            f"loss {mean:.3f} nats a token (as if among {among:.4g})")
 
 
 # --- In a terminal -------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ def make_prompt(model, tokenizer, k, max_tokens):
 
     return PromptSession("> ", completer=Suggestions(), complete_in_thread=True,
                          validator=KnownCharacters(), bottom_toolbar=toolbar,
-                         color_depth=ColorDepth.DEPTH_1_BIT if "NO_COLOR" in os.environ else None)
+                         color_depth=ColorDepth.DEPTH_1_BIT if os.environ.get("NO_COLOR") else None)
 
 
 def converse(prompt, model, tokenizer):
@@ -188,6 +189,9 @@ def main(argv=None):
             return plain(model, tokenizer, sys.stdin, args.k, args.max_tokens)
         converse(make_prompt(model, tokenizer, args.k, args.max_tokens), model, tokenizer)
         return 0
+    except BrokenPipeError:             # `| head` has seen enough; Python would flush once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ImportError:
         problem, status = "at a terminal it needs prompt_toolkit: pip install prompt_toolkit", 1
     except (OSError, ValueError) as error:

@@ -5,81 +5,76 @@
 
 DIR is a model that `--save` has kept, or any GPT-2 directory. A text is a document: <|endoftext|>
 stands before it and is predicted after it. For every token there is its id, the probability that
-it was given, a bar of that length, its loss in nats, and what was likeliest in its place. On a
-terminal the text is also shown in colour, from red (below 5 %) over yellow to green (30 % and
-more). Several texts are ranked, the likeliest first. It takes no longer than reading the texts.
+it was given, a bar of that length, its loss in nats, and what was likeliest in its place; an `end`
+without quotes is <|endoftext|>. On a terminal the text is shown in colour, from red (below 5 %)
+over yellow to green (30 % and more). Several texts are ranked, the likeliest first. It takes no
+longer than reading the texts.
 """
 
 import argparse
 import math
 import os
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if (ROOT / "microgpt.py").exists():
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.dirname(sys.path[0]))
 
-import microgpt  # noqa: E402
+from lookahead import can_show, columns, fit, quoted
 
-WIDTH = 79
-COLUMNS = f"{'token':16} {'id':>6}  probability         {'loss':>6}  likeliest"
+import microgpt
 
-
-def shown(token):
-    """A token as it can stand in a table: quoted, at most 16 characters."""
-    text = ascii(token) if not token.isprintable() else repr(token)
-    return text if len(text) <= 16 else text[:13] + "..."
+HEADER = f"{'token':16} {'id':>6}  probability        {'loss':>6}  likeliest"
 
 
-def encodable(text):
-    """The text, with plain characters for those that the output does not have."""
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        "█".encode(encoding)
-    except UnicodeError:
-        text = text.replace("█", "#")
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+def name(token):
+    """A token as it can stand in a table, in at most 16 columns."""
+    return "end" if token == microgpt.END else fit(quoted(token), 16)
 
 
 def row(scored):
     """One line of the table for one token."""
-    likeliest = "  ".join(f"{shown(token)} {p:.0%}" for token, p in scored.likeliest)
-    bar = "█" * round(12 * scored.probability)
-    return (f"{shown(scored.token):16} {scored.id:6} {scored.probability:6.1%} {bar:12} "
-            f"{scored.loss:6.2f}  {likeliest}")[:WIDTH]
+    token = name(scored.token)
+    token += " " * (16 - columns(token))
+    bar = ("█" if can_show("█") else "#") * round(12 * scored.probability)
+    likeliest = "  ".join(f"{name(other)} {p:.0%}" for other, p in scored.likeliest)
+    return fit(f"{token} {scored.id:6} {scored.probability:6.1%} {bar:12} {scored.loss:6.2f}  "
+               f"{likeliest}")
 
 
-def coloured(scored):
+def visible(text):
+    """A text with escapes for what would disturb a terminal, or is unknown to it."""
+    return "".join(c if c.isprintable() and can_show(c) else ascii(c)[1:-1] for c in text)
+
+
+def pieces(scored, tokenizer):
+    """The tokens but the last, the end: (text, probability). Those that are parts of the same
+    character come together, with the product of their probabilities."""
+    ids, p = [], 1.0
+    for n, x in enumerate(scored[:-1], 2):
+        ids, p = ids + [x.id], p * x.probability
+        text = tokenizer.decode(ids)
+        if not text.endswith("\ufffd") or n == len(scored):
+            yield text, p
+            ids, p = [], 1.0
+
+
+def coloured(scored, tokenizer):
     """The text, every token in the colour of its probability."""
-    colours = [1 if x.probability < 0.05 else 3 if x.probability < 0.3 else 2 for x in scored]
-    parts = [f"\x1b[3{colour}m{x.token}" for colour, x in zip(colours, scored[:-1])]
-    return "".join(parts) + "\x1b[0m"
+    colours = [(1 if p < 0.05 else 3 if p < 0.3 else 2, text)
+               for text, p in pieces(scored, tokenizer)]
+    return "".join(f"\x1b[3{colour}m{visible(text)}" for colour, text in colours) + "\x1b[0m"
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="explain", description=__doc__.split("\n")[0])
-    parser.add_argument("directory", metavar="DIR", help="a model that --save has kept")
-    parser.add_argument("texts", metavar="TEXT", nargs="+", help="documents")
-    args = parser.parse_args(argv)
+def explain(text, scored, tokenizer):
+    """The text, its table, and the mean of its losses."""
     in_colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    try:
-        model = microgpt.GPT.load(args.directory)
-        tokenizer = microgpt.load_tokenizer(args.directory)
-        documents = [(text, microgpt.score(model, tokenizer, text)) for text in args.texts]
-        for text, scored in documents:
-            mean = sum(x.loss for x in scored) / len(scored)
-            print(encodable(coloured(scored) if in_colour else text))
-            print(COLUMNS)
-            for x in scored:
-                print(encodable(row(x)))
-            print(f"{mean:.3f} nats a token, a perplexity of {math.exp(mean):.1f}\n")
-    except (OSError, ValueError) as error:
-        print(f"explain: {error}", file=sys.stderr)
-        return 1
-    if len(documents) > 1:
-        rank(documents)
-    return 0
+    print(coloured(scored, tokenizer) if in_colour else visible(text))
+    print(HEADER)
+    for x in scored:
+        print(row(x))
+    mean = sum(x.loss for x in scored) / len(scored)
+    perplexity = math.exp(mean) if mean < 700 else math.inf         # or exp would overflow
+    print(fit(f"{mean:.3f} nats a token, a perplexity of {perplexity:.4g}") + "\n", flush=True)
 
 
 def rank(documents):
@@ -88,8 +83,30 @@ def rank(documents):
     totals = sorted((sum(x.loss for x in scored), len(scored), text) for text, scored in documents)
     print("  rank  probability  nats a token  text")
     for n, (total, count, text) in enumerate(totals, 1):
-        exponent = f"10^{-total / math.log(10):.1f}"
-        print(encodable(f"{n:6}  {exponent:11}  {total / count:12.3f}  {text}"[:WIDTH]))
+        exponent = f"10^-{total / math.log(10):.1f}"
+        print(fit(f"{n:6}  {exponent:11}  {total / count:12.3f}  {visible(text)}"), flush=True)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="explain", description=__doc__.split("\n")[0])
+    parser.add_argument("directory", metavar="DIR", help="a model that --save has kept")
+    parser.add_argument("texts", metavar="TEXT", nargs="+", help="documents")
+    args = parser.parse_args(argv)
+    try:
+        model = microgpt.GPT.load(args.directory)
+        tokenizer = microgpt.load_tokenizer(args.directory)
+        documents = [(text, microgpt.score(model, tokenizer, text)) for text in args.texts]
+        for text, scored in documents:
+            explain(text, scored, tokenizer)
+        if len(documents) > 1:
+            rank(documents)
+    except BrokenPipeError:             # `| head` has seen enough; Python would flush once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, ValueError) as error:
+        print(f"explain: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

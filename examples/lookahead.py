@@ -1,22 +1,24 @@
 """What comes next: the likeliest next tokens, and the likeliest ways to finish a document.
 
-    python examples/lookahead.py DIR [PROMPT]       # DIR: a model that --save has kept
+    python microgpt.py lookahead DIR [PROMPT]       # DIR: a model that --save has kept
+    python examples/lookahead.py DIR [PROMPT]       # the same
 
-prints both, with their probabilities, at once for a small model. autocomplete.py uses the same
-functions as you type.
+prints both, with their probabilities, at once for a small model. A way to go on is cut after 20
+tokens; one that ends before has <|endoftext|>. autocomplete.py uses the same functions as you type.
 """
 
 import argparse
 import heapq
 import math
+import os
 import sys
-from pathlib import Path
+from unicodedata import east_asian_width
 
-ROOT = Path(__file__).resolve().parent.parent
-if (ROOT / "microgpt.py").exists():
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import microgpt  # noqa: E402
+import microgpt
+
+WIDTH = 79
 
 
 def predict(model, tokenizer, prompt="", k=5):
@@ -71,25 +73,59 @@ def next_probabilities(model, start, ids, cache):
     return microgpt.softmax(model(context[len(cache[0][0]):], cache=cache, last=True)[0])
 
 
+def can_show(text):
+    """Can the output write this text?"""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+        return True
+    except UnicodeError:
+        return False
+
+
+def quoted(text):
+    """A text in quotes, with escapes for what is unprintable or unknown to the output."""
+    return repr(text) if can_show(text) else ascii(text)
+
+
+def columns(text):
+    """How many columns a text takes on a terminal: Chinese characters, for one, are wide."""
+    return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def fit(text, width=WIDTH):
+    """A text of one line, cut to at most so many columns."""
+    if columns(text) <= width:
+        return text
+    while columns(text) > width - 3:
+        text = text[:-1]
+    return text + "..."
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="lookahead", description=__doc__.split("\n")[0])
     parser.add_argument("directory", metavar="DIR", help="a model that --save has kept")
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", default="", help="how it begins")
     parser.add_argument("-k", type=int, default=5, help="how many of each (5)")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
         model = microgpt.GPT.load(args.directory)
         tokenizer = microgpt.load_tokenizer(args.directory)
-        tokens = predict(model, tokenizer, args.prompt, args.k)
         ways = completions(model, tokenizer, args.prompt, args.k, beam=max(10, args.k))
+        show("next token", predict(model, tokenizer, args.prompt, args.k))
+        show("to the end", ways)
+    except BrokenPipeError:             # `| head` has seen enough; Python would flush once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (OSError, ValueError) as error:
         print(f"lookahead: {error}", file=sys.stderr)
         return 1
-    for title, found in ("next token", tokens), ("to the end", ways):
-        print(title)
-        for text, p in found:
-            print(f"  {p:7.2%}  {ascii(text) if not text.isprintable() else repr(text)}"[:79])
     return 0
+
+
+def show(title, found):
+    print(title)
+    for text, p in found:
+        print(fit(f"  {p:7.2%}  {quoted(text)}"), flush=True)
 
 
 if __name__ == "__main__":

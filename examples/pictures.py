@@ -15,10 +15,10 @@ embedding.png     the tokens' embeddings, n_embd numbers each, seen from where t
 temperature.png   for temperatures from 0 to 2 the share of samples that differ from one another,
                   and that are new; how likely the model itself finds them; and some of them.
 
-Without --model it trains a model of two blocks, which takes about two minutes, and sees more in
-five: --steps 3000. With --model there is no loss.png, and FILE, or the bundled names, stands in for
-the training text and for the held-out one. Chance follows from --seed, so the same command gives
-the same numbers; it prints those of the curves.
+Without --model it trains a model of two blocks, which takes about two minutes; with --steps 3000
+it takes five, and there is more to be seen. With --model there is no loss.png, and FILE, or the
+bundled names, stands in for the training text and for the held-out one. Chance follows from --seed,
+so the same command gives the same numbers; it prints those of the curves.
 """
 
 import argparse

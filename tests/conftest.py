@@ -12,7 +12,8 @@ sys.path.insert(0, ROOT)                # `python -m pytest` works without insta
 import microgpt  # noqa: E402
 
 settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+settings.register_profile("quick", deadline=None, max_examples=20)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "untimed"))
 
 
 @pytest.fixture(scope="session")

@@ -243,7 +243,7 @@ def test_of_many_tokens_some_are_drawn_that_can_be_read():
     points = [(i, i * i) for i in range(13)]
     axes, = pictures.draw_embedding(tokens, points, [0.7, 0.2], most=6).axes
     assert sorted(text.get_text() for text in axes.texts) == [
-        "11", "13", "15", "17", "19", "<|endoftext|>", "other tokens"]
+        "10", "12", "14", "16", "18", "<|endoftext|>", "other tokens"]
 
 
 def test_temperatures_are_drawn_with_samples():

@@ -1,5 +1,6 @@
 """Chapters 4, 5 and 7: what a forward pass tells in its `trace`, and attention in its `heads`."""
 
+import gc
 import math
 import random
 
@@ -400,6 +401,37 @@ def test_a_pass_without_a_trace_leaves_earlier_traces_alone(number):
     model.loss(BATCH)
     assert {name: plain(x) for name, x in trace.items()} == before
     assert all(x is y for x, y in zip(trace.values(), kept))
+
+
+@pytest.mark.parametrize("number", [Value, Tensor])
+def test_a_pass_without_a_trace_keeps_nothing(number):
+    def alive():
+        gc.collect()
+        return sum(issubclass(type(x), Value) for x in gc.get_objects())
+
+    model = MODEL.lift(number)
+    before = alive()
+    assert before > 20
+    model([4, 0, 1])
+    model.loss(BATCH)
+    assert alive() == before
+
+
+@pytest.mark.parametrize("number", [Value, Tensor])
+def test_what_becomes_of_a_traces_lists_before_backward_changes_no_gradient(number):
+    def spoil(x):
+        if isinstance(x, list):
+            for y in x:
+                spoil(y)
+            x[:1] = []
+
+    trace, model = {}, MODEL.lift(number)
+    loss = model.loss(BATCH, trace=trace)
+    for x in trace.values():                        # attention weights; of Values, all rows
+        spoil(x)
+    trace.clear()
+    loss.backward()
+    assert gradients(model.params) == traced_gradients(number, BATCH)[1]
 
 
 @pytest.mark.parametrize("number", ENGINES)
