@@ -220,9 +220,9 @@ class Value:
         >>> a.grad, b.grad
         (12.0, 3.0)
         """
-        # 1) Order the graph, children before parents, by a depth-first walk. Its stack is a list:
-        #    Python's own would overflow. A Value comes off it twice: first to put itself, a None
-        #    and its children there (grad None: it was here), then, under the None, to be ordered.
+        # 1) Order the graph, children before parents, by a depth-first walk on a list (Python's own
+        #    stack would overflow). Each Value is popped twice: first it puts back itself, a None as
+        #    a mark, and its children (grad None: it was here); at the None they are all in order.
         order, stack = [], [self]
         while stack:
             node = stack.pop()
@@ -294,8 +294,8 @@ def tanh(x): return x.tanh() if isinstance(x, Value) else math.tanh(x)
 _sumprod = getattr(math, "sumprod", lambda a, b: sum(map(mul, a, b)))    # C from Python 3.12 on
 
 def dot(a, b):
-    """a[0] b[0] + a[1] b[1] + ...  Nearly all of a GPT's arithmetic happens here. Of two rows of
-    Values it makes one node with 2n children in place of 2n nodes."""
+    """a[0] b[0] + a[1] b[1] + ...  Of two rows of Values it makes one node with 2n children in
+    place of 2n nodes."""
     if isinstance(a[0], Value) and isinstance(b[0], Value):
         try:
             x, y = [v.data for v in a], [v.data for v in b]
@@ -305,7 +305,7 @@ def dot(a, b):
     return _sumprod(a, b)
 
 def matmul(A, B):
-    """Every row of A times every row of B: [n, k], [m, k] -> A B^T [n, m]."""
+    """Every row of A times every row of B: [n, k], [m, k] -> A B^T [n, m]. A GPT's main work."""
     if isinstance(A[0][0], float) and isinstance(B[0][0], float):
         return _multiplier(len(A[0]))(A, B)
     return [[dot(a, b) for b in B] for a in A]
@@ -418,7 +418,7 @@ def cross_entropy(logits, targets):
     """The loss: the mean over the tokens of -log softmax(logits)[target], in nats. 0 is certain and
     right; log(vocab_size) knows nothing; e^loss is the number of equally likely tokens that would
     leave one as much in doubt. Computed as log(sum e^logit) - logit[target], the largest logit
-    taken out first, it is finite however large the logits are.
+    taken out first, it is finite for logits of any size up to 1e307.
     logits [n_tokens, vocab_size], targets [n_tokens] -> a number"""
     losses = []
     for row, target in zip(logits, targets):
@@ -436,7 +436,7 @@ def cross_entropy(logits, targets):
 
 @dataclass(frozen=True)
 class Config:
-    """The shape of a model, by GPT-2's names. Raises ValueError for a shape that cannot be."""
+    """The shape of a model, by the usual names. Raises ValueError for a shape that cannot be."""
     vocab_size: int
     block_size: int = 16
     n_layer: int = 1
@@ -494,7 +494,7 @@ class GPT:
         """The forward pass: [n_tokens] ids -> [n_tokens, vocab_size] logits of what follows each.
         `positions` tell where each token stands in its window; without them the tokens are one
         window, from its start or from where the cache ends. `last` asks for the last row only.
-        `trace`, a dict, gets what each layer gives, by the name of its parameters, and each block
+        `trace`, a dict, gets what each layer with parameters gives, by their name, and each block
         ("h.0"), the "embeddings" and "logits", and attention's weights by head ("h.0.attn")."""
         p, n_head = self.params, self.config.n_head
         def see(name, x):
@@ -532,7 +532,7 @@ class GPT:
 # === 6. Optimizer ================================================================================
 # The gradient says which way the loss rises; to learn is to step the other way. How far? AdamW has
 # two averages for every parameter: m of its gradient, to even out the noise of small batches, and v
-# of its square, whose root is the gradient's usual size. m / sqrt(v) is at most about 1, on steep
+# of its square, whose root is the gradient's usual size. m / sqrt(v) is about 1 at most, on steep
 # ground and on flat, and less where the gradient keeps changing its sign.
 
 class AdamW:
@@ -641,11 +641,11 @@ def _(table, ids):
     return Tensor(embedding(table.data, ids), [table], rule)
 
 @add.register(Tensor)
-def _(x, y):
-    # dx = dy = the gradient of the sum
-    if not isinstance(y, Tensor):                    # rows of Values, from a layer without a rule
-        return add.dispatch(object)(x, y)
-    return Tensor(add(x.data, y.data), [x, y], lambda dy: (dy, dy))
+def _(a, b):
+    # y = a + b, da = db = dy
+    if not isinstance(b, Tensor):                    # rows of Values, from a layer without a rule
+        return add.dispatch(object)(a, b)
+    return Tensor(add(a.data, b.data), [a, b], lambda dy: (dy, dy))
 
 @linear.register(Tensor)
 def _(x, weight, bias=None):
@@ -702,13 +702,13 @@ def _(x, positions, n_head, past=None, heads=None):
         dx = []
         for start, stop in zip(starts, starts[1:]):
             x_columns, dO_columns = transpose(x.data[start:stop]), transpose(dy[start:stop])
-            dq, dk, dv = [], [], []
+            dq, dk, dv, scale = [], [], [], d ** -0.5
             for head in range(n_head):
                 q, k, v = (x_columns[i + head * d:][:d] for i in (0, n_embd, 2 * n_embd))
                 dO, dS = dO_columns[head * d:][:d], []
                 A = [row + [0.0] * (stop - start - len(row)) for row in weights[head][start:stop]]
                 for a, da in zip(A, matmul(transpose(dO), transpose(v))):
-                    mean, scale = _sumprod(a, da), d ** -0.5
+                    mean = _sumprod(a, da)
                     dS.append([w * (b - mean) * scale for w, b in zip(a, da)])
                 dq += matmul(k, dS)                  # (dS K)^T
                 dk += matmul(q, transpose(dS))       # (dS^T Q)^T
@@ -796,7 +796,7 @@ class Trainer:
         self.optimizer = AdamW(model.params, weight_decay=config.weight_decay)
 
     def batch(self, step):
-        """A step's windows, by seed and step alone: the next of all, shuffled in every epoch."""
+        """A step's windows: the next of all, which the seed shuffles anew for every epoch."""
         seed, size, n = self.config.seed, self.config.batch_size, len(self.windows)
         return [self.windows[_order(n, f"{seed} {i // n}")[i % n]]
                 for i in range(step * size, (step + 1) * size)]
@@ -864,7 +864,7 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, rng=random):
 def stream(model, tokens, max_tokens=200, temperature=1.0, top_k=0, top_p=1.0, seed=None, end=None):
     """Continue a list of token ids: yields new ids until `end`, by default the last id, is drawn,
     which is not yielded. `seed` is an int, a random.Random or None. Of a long prompt the last
-    block_size tokens are read; when the block is full, its newer half is read again, from 0."""
+    block_size tokens are read; when there are more, the newer half is read again, from 0."""
     rng = seed if isinstance(seed, random.Random) else random.Random(seed)
     end = model.config.vocab_size - 1 if end is None else end
     block_size = model.config.block_size
@@ -912,10 +912,10 @@ class BPETokenizer:
     >>> tokenizer.merges, tokenizer.encode("lower")
     ([('l', 'o'), ('lo', 'w'), ('e', 'r'), ('s', 'low')], [257, 258])
     """
-    # While tokens are being merged, each is one character, chr(id), and a piece is a string of
-    # them: its pairs are map(concat, piece, piece[1:]), and to merge a pair is str.replace.
+    # As Python is quick with strings, a token that is being merged is one character, chr(id), and a
+    # piece a string of them: its pairs are map(concat, piece, piece[1:]), a merge is str.replace.
     def __init__(self, vocab, merges):
-        _need(set(BYTES) == set("".join(vocab)) <= vocab.keys(), "its tokens are not made of bytes")
+        _need({*BYTES, END} <= vocab.keys() and set(BYTES) == set("".join(vocab)), "no byte tokens")
         made = set(BYTES)
         for pair in merges:
             _need(len(pair) == 2 and made >= {*pair} and "".join(pair) in vocab,
@@ -940,32 +940,32 @@ class BPETokenizer:
                          for piece in _pieces().findall(part))
         words = ["".join(map(byte_tokens.__getitem__, piece.encode())) for piece in pieces]
         weights, changed, new = [*pieces.values()], range(len(words)), ""
-        counts, where, queue = Counter(), {}, []
+        counts, pieces_with, queue = Counter(), {}, []
         while len(tokens) < vocab_size - 1:
             # 1) Count the pairs of all pieces, and from then on of those that a merge has changed,
             #    where only pairs with the new token can have become more frequent.
-            found = defaultdict(set)
+            fresh = defaultdict(set)
             for i in changed:
                 for pair in map(concat, words[i], words[i][1:]):
                     counts[pair] += weights[i]
-                    if new in pair:                     # as "" is in all of them
-                        found[pair].add(i)
-            where.update(found)
-            for pair in found:
+                    if new in pair:         # at first new is "", which is in every pair
+                        fresh[pair].add(i)
+            pieces_with.update(fresh)
+            for pair in fresh:
                 heappush(queue, (-counts[pair], pair))
             # 2) The most frequent pair is first in the queue, once its count there is up to date.
             while queue and -queue[0][0] != counts[queue[0][1]]:
-                n, pair = heappop(queue)
+                pair = heappop(queue)[1]
                 if counts[pair]:
                     heappush(queue, (-counts[pair], pair))
             if not queue:
                 break
             # 3) Make it a token, in all pieces that have it.
-            n, pair = heappop(queue)
+            pair = heappop(queue)[1]
             merges.append(tuple(tokens[ord(token)] for token in pair))
             new = chr(len(tokens))
             tokens.append("".join(merges[-1]))
-            changed = [i for i in where.pop(pair) if pair in words[i]]
+            changed = [i for i in pieces_with.pop(pair) if pair in words[i]]
             for i in changed:
                 for old in map(concat, words[i], words[i][1:]):
                     counts[old] -= weights[i]
@@ -1093,14 +1093,14 @@ def _read_tensors(file, shapes, row=list):
         name = name.removeprefix("transformer.")
         if re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):        # a causal mask of old
             start, stop = entry["data_offsets"]
-            _need(start == place <= stop, f"{name!r} leaves a gap, or overlaps")
+            _need(start == place <= stop <= size - data, f"{name!r} leaves a gap, or overlaps")
             place = file.seek(data + stop) - data
             continue
         _need(name in shapes and name not in tensors, f"tensor {name!r} is unknown, or there twice")
         right = _entry(name, shapes[name], entry["dtype"], place)
-        _need(json.dumps(entry, sort_keys=True) == json.dumps(right, sort_keys=True),
-              f"tensor {name!r} is {entry}: it must be {right}")
         start, place = right["data_offsets"]
+        _need(json.dumps(entry, sort_keys=True) == json.dumps(right, sort_keys=True) and place <=
+              size - data, f"tensor {name!r} is {entry}, of {size - data:,} bytes: not {right}")
         numbers, width = _floats(file.read(place - start), entry["dtype"]), right["shape"][-1]
         rows = (numbers[i:i + width] for i in range(0, len(numbers), width))
         if ".c_" in name and len(shapes[name]) > 1:
@@ -1117,7 +1117,7 @@ def _floats(raw, dtype):
     if dtype == "BF16":                     # the upper halves of F32
         halves, raw = raw, bytearray(2 * len(raw))
         raw[2::4], raw[3::4] = halves[::2], halves[1::2]
-    if code == "e" or sys.byteorder == "big":
+    if code == "e" or sys.byteorder == "big":       # no array of these
         return array("d", struct.unpack(f"<{len(raw) // struct.calcsize(code)}{code}", raw))
     return array(code, raw)
 
@@ -1157,7 +1157,7 @@ def load_tokenizer(directory):
             odd = [found.get("normalizer"), kind["add_prefix_space"], not kind.get("use_regex", 1)]
             odd += map(model.get, ["dropout", "ignore_merges", "end_of_word_suffix",
                                    "continuing_subword_prefix"])
-            _need((model["type"], kind["type"], *special) == ("BPE", "ByteLevel", END)
+            _need((model.get("type", "BPE"), kind["type"], *special) == ("BPE", "ByteLevel", END)
                   and not any(odd), f"it is not of GPT-2's kind, or has special tokens but {END}")
             tokenizer = build({**model["vocab"], **special}, model["merges"], level)
     except FileNotFoundError:
@@ -1214,8 +1214,8 @@ def _save_trainer(self, directory):
                     also={"trainer.safetensors": _write_tensors(moments, **state)})
 
 def _load_trainer(directory, documents, executor=None, **changes):
-    """Go on with a saved training as if it had never stopped. `documents` must be those it began
-    with; `changes` are to its TrainConfig, such as more steps. Raises as `GPT.load` does."""
+    """Go on with a saved training as if it had never stopped (but `losses` begin anew). `documents`
+    must be those it began with; `changes` are to its TrainConfig, such as more steps."""
     model, tokenizer = GPT.load(directory), load_tokenizer(directory)
     shapes = parameter_shapes(model.config)
     with _reading(directory, "trainer.safetensors") as file:
@@ -1276,7 +1276,7 @@ def baselines(windows, val_windows, vocab_size):
     for window in val_windows:
         for token, before in contexts(window):
             p = 1 / vocab_size
-            for loss, context in zip(losses, (None, *before, None)):        # None: p as before
+            for loss, context in zip(losses, (None, *before, None)):        # None has no count
                 seen = counts.get(context, {})
                 if seen:
                     p = (seen[token] + len(seen) * p) / (sum(seen.values()) + len(seen))
@@ -1285,20 +1285,21 @@ def baselines(windows, val_windows, vocab_size):
     return {name: sum(loss) / len(loss) for name, loss in zip(names, losses)}
 
 def _mean(numbers): return sum(numbers) / len(numbers)
+def _recent(losses): return _mean(losses[-max(25, len(losses) // 10):])
 
 def reading(losses, val_loss, scale, copied=0.0):
-    """What a training came to, in a sentence. `losses`: of its steps; `scale`: from `baselines`;
-    `copied`: the share of samples that are training documents."""
-    n = min(len(losses), max(25, len(losses) // 10))        # enough for a mean to mean something
+    """What a training came to, in a sentence: from the `losses` of its steps, its held-out loss,
+    the `scale` of `baselines`, and `copied`, the share of samples that are training documents."""
+    n = min(len(losses), max(25, len(losses) // 10))        # steps enough for a mean
     means = [_mean(losses[i:i + n]) for i in range(len(losses) % n, len(losses), n)]
-    loss, best, (_, *counted) = means[-1], min(losses[0], *means), scale.values()
+    loss, best, counted = means[-1], min(losses[0], *means), [*scale.values()]
     if loss > 1.1 * best:
         return f"diverging: in training {best:.3f} has become {loss:.3f}; try a smaller lr"
     if copied > 0.5:
         return f"memorising: {copied:.0%} of the samples are training documents; it needs more text"
     if val_loss > 1.1 * loss:
         return f"overfitting (training {loss:.3f}): it needs more text or fewer steps"
-    if val_loss >= min(counted[:2]):
+    if val_loss >= min(counted[:3]):
         return "no better than counting pairs: it needs more steps"
     if val_loss >= min(counted):
         return "better than counting pairs, not triples: it needs more steps or width"
@@ -1313,7 +1314,7 @@ WRITING = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "max_tokens": 200}
 DEFAULTS = {**asdict(Config(512)), "tokenizer": "char", **asdict(TrainConfig()), **WRITING,
             "save": "", "resume": "", "samples": 20, "prompt": "", "quiet": False, "help": False}
 USAGE = """python microgpt.py [train] [FILE] [options]   learn, then write
-       python microgpt.py sample DIR [options]       write with what --save kept
+       python microgpt.py sample DIR [options]       write 5, with what --save kept
        python microgpt.py tokenize DIR TEXT          show the tokens of a text
        python microgpt.py explain DIR TEXT...        show how likely it finds it
 FILE has a document a line; without it there are names. Ctrl-C ends learning.
@@ -1322,12 +1323,12 @@ HELP = {"n_layer": "blocks", "n_head": "attention heads in each", "n_embd": "wid
         "block_size": "tokens that it sees at once", "tokenizer": "char, or bpe: subwords",
         "vocab_size": "how many, with bpe", "steps": "of training", "batch_size": "windows in each",
         "lr": "learning rate", "warmup": "steps until it", "clip": "longest gradient, 0: any",
-        "weight_decay": "as in AdamW", "val_fraction": "held out", "engine": "or value",
+        "weight_decay": "as in AdamW", "val_fraction": "held out", "engine": "tensor, or value",
         "eval_every": "steps between looks at these, 0: none", "workers": "processes",
-        "seed": "decides chance", "temperature": "0 plain, 1 wild", "top_k": "of the likeliest k",
+        "seed": "of all chance", "temperature": "0: the likeliest", "top_k": "of the likeliest k",
         "top_p": "of the likeliest with this share", "max_tokens": "longest document",
         "save": "keep it in this directory, each minute", "resume": "go on with the one there",
-        "samples": "documents (sample: 5)", "prompt": "how they begin", "quiet": "show only these"}
+        "samples": "documents", "prompt": "how they begin", "quiet": "show only these"}
 
 def _beside(*parts):
     """A file that comes with this one: beside it or, installed, in share/microgpt."""
@@ -1359,13 +1360,12 @@ def _prepare(args, given):
     return documents, trainer
 
 def _train(trainer, say, directory):
-    """Run a trainer to its end or to a Ctrl-C (a second one acts as it did before); save it now and
-    then; show how it gets on."""
+    """Run a trainer to its end or to a Ctrl-C; save it now and then; show how it gets on."""
     from signal import SIGINT, signal
     live, steps, first, held_out = sys.stdout.isatty(), trainer.config.steps, trainer.step, ""
     speed, stop, started = 0, [], time.perf_counter()
     shown = saved = started
-    before = signal(SIGINT, lambda *_: stop.append(signal(SIGINT, before)))
+    before = signal(SIGINT, lambda *_: stop.append(signal(SIGINT, before)))     # once, not twice
     try:
         for step in trainer:
             speed += (step.tokens_per_second - speed) / min(step.step - first, 100)
@@ -1375,7 +1375,7 @@ def _train(trainer, say, directory):
                 shown = now
                 left = round((now - started) / (step.step - first) * (steps - step.step))
                 bar = f"[{'#' * (12 * step.step // steps):.<12}]" if live else "step"
-                line = (f"{bar} {step.step:,}/{steps:,}  loss {_mean(trainer.losses[-100:]):.3f}"
+                line = (f"{bar} {step.step:,}/{steps:,}  loss {_recent(trainer.losses):.3f}"
                         f"{held_out}  {speed:,.0f} tokens/s  {left // 60}:{left % 60:02} left")
                 say(f"\r{line:{WIDTH}.{WIDTH}}" if live else line, end="" if live else "\n")
             if directory and (last or now - saved > SAVE_EVERY):
@@ -1403,14 +1403,14 @@ def _learn(args, given, writing):
     _train(trainer, say, args.save)
     say(f"saved       in {args.save}: python microgpt.py sample {args.save}\n" if args.save else "")
     loss = evaluate(trainer.model, trainer.val_windows or trainer.windows)
-    copied, rng, known = 0, random.Random(t.seed), set(trainer.documents)
+    texts, rng, known = set(), random.Random(t.seed), set(trainer.documents)
     for _ in range(args.samples):
         text = generate(trainer.model, trainer.tokenizer, args.prompt, seed=rng, **writing)
-        copied += text in known
+        texts.add(text)
         mark = "in training" if text in known else "new"
         print(text if args.quiet else f"    {text or '(empty)':24} {mark}", flush=True)
     if not args.quiet:
-        _report(trainer, loss, copied / max(1, args.samples))
+        _report(trainer, loss, len(texts & known) / max(1, len(texts)))
 
 def _report(trainer, loss, copied):
     losses, seen, held_out = trainer.losses, trainer.windows, trainer.val_windows
@@ -1421,7 +1421,7 @@ def _report(trainer, loss, copied):
     low, high = min(means), max(means)
     curve = "".join(blocks[round(7 * (x - low) / (high - low or 1))] for x in means)
     print(f"\nloss  {means[0]:.3f} {curve} {means[-1]:.3f}\n      {loss:.3f} "
-          f"{'held out' if held_out else 'on all'}, {_mean(losses[-100:]):.3f} in training")
+          f"{'held out' if held_out else 'evaluated'}, {_recent(losses):.3f} in training")
     for name, x in sorted([("this model", loss), *scale.items()], key=lambda item: -item[1]):
         print(f"      {name:14} {x:.3f} {blocks[-1] * round(40 * x / max(loss, *scale.values()))}")
     print(f"\nIt is {reading(losses, loss, scale, copied)}.")

@@ -19,7 +19,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.dirname(sys.path[0]))
 
-from lookahead import can_show, columns, fit, quoted
+from lookahead import WIDTH, can_show, columns, fit, quoted
 
 import microgpt
 
@@ -58,17 +58,30 @@ def pieces(scored, tokenizer):
             ids, p = [], 1.0
 
 
+def wrapped(parts):
+    """Parts (mark, text) of a text as lines of at most WIDTH columns, of which marks take none."""
+    out, room = "", WIDTH
+    for mark, text in parts:
+        out += mark
+        for c in map(visible, text):
+            room -= columns(c)
+            if room < 0:
+                out, room = out + "\n", WIDTH - columns(c)
+            out += c
+    return out
+
+
 def coloured(scored, tokenizer):
     """The text, every token in the colour of its probability."""
-    colours = [(1 if p < 0.05 else 3 if p < 0.3 else 2, text)
-               for text, p in pieces(scored, tokenizer)]
-    return "".join(f"\x1b[3{colour}m{visible(text)}" for colour, text in colours) + "\x1b[0m"
+    parts = [(f"\x1b[3{1 if p < 0.05 else 3 if p < 0.3 else 2}m", text)
+             for text, p in pieces(scored, tokenizer)]
+    return wrapped(parts) + "\x1b[0m"
 
 
 def explain(text, scored, tokenizer):
     """The text, its table, and the mean of its losses."""
     in_colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(coloured(scored, tokenizer) if in_colour else visible(text))
+    print(coloured(scored, tokenizer) if in_colour else wrapped([("", text)]))
     print(HEADER)
     for x in scored:
         print(row(x))

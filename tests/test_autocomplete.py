@@ -1,4 +1,4 @@
-"""examples/autocomplete.py suggests what microgpt.completions finds: typed, piped and refused."""
+"""examples/autocomplete.py suggests what lookahead.py finds: typed, piped and refused."""
 
 import importlib.util
 import math
@@ -72,9 +72,9 @@ def converse(pipe, prompt, model, tokenizer, steps):
 
     def type_it():
         for awaited, keys in steps:
-            until = time.monotonic() + 30
+            until = time.monotonic() + 8
             while not there(awaited) and not missed:
-                if time.monotonic() > until:
+                if over.is_set() or time.monotonic() > until:
                     missed.append((awaited, screen(prompt)))
                 time.sleep(0.01)
             if missed:                          # leave, also from a "Press ENTER to continue"
@@ -94,19 +94,19 @@ def converse(pipe, prompt, model, tokenizer, steps):
 
 
 def found(model, tokenizer, text, k=5, max_tokens=20):
-    """The suggestions that there should be, as microgpt finds them: [(text, p), ...]."""
-    return microgpt.completions(model, tokenizer, text, k, max_tokens)
+    """The suggestions that there should be: [(text, p), ...]."""
+    return autocomplete.completions(model, tokenizer, text, k, max_tokens)
 
 
 def run(*args, stdin="", **environment):
     return subprocess.run([sys.executable, AUTOCOMPLETE, *args], capture_output=True, input=stdin,
-                          encoding="utf-8",
+                          encoding="utf-8", timeout=30,
                           env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment})
 
 
 # --- At a terminal -------------------------------------------------------------------------------
 
-def test_the_completer_gives_microgpts_completions_with_their_probabilities(pipe, model, tokenizer):
+def test_the_completer_gives_the_completions_with_their_probabilities(pipe, model, tokenizer):
     from prompt_toolkit.completion import CompleteEvent
     from prompt_toolkit.document import Document
     prompt = autocomplete.make_prompt(model, tokenizer, 4, 3)
@@ -140,7 +140,7 @@ def test_the_bottom_line_shows_the_next_tokens_at_once_and_after_every_key(pipe,
     assert len(set(lines.values())) == 3
     converse(pipe, prompt, model, tokenizer, [
         (lines[""], "cl"), (lines["cl"], "\x7f"), (lines["c"], "\x7f"), (lines[""], "\x04")])
-    for (token, p), shown in zip(microgpt.predict(model, tokenizer, "cl", 5),
+    for (token, p), shown in zip(autocomplete.predict(model, tokenizer, "cl", 5),
                                  re.findall(r"'(.)' (\S+)%", lines["cl"])):
         assert shown[0] == token.replace("<|endoftext|>", autocomplete.end_sign())
         assert float(shown[1]) == pytest.approx(100 * p, rel=0.005)
@@ -150,7 +150,7 @@ def test_typing_goes_on_while_the_model_is_at_work(pipe, model, tokenizer, monke
     done, in_time = threading.Event(), []
     for name, answer in (("suggest", [("m", "m", 0.5)]), ("next_tokens", "next: found")):
         monkeypatch.setattr(autocomplete, name, lambda *args, answer=answer: [
-            in_time.append(done.wait(10)), answer][1])
+            in_time.append(done.wait(8)), answer][1])
     prompt = autocomplete.make_prompt(model, tokenizer, 5, 20)
     converse(pipe, prompt, model, tokenizer, [
         ("next: ...", "a"), ("> a", "d"), ("> ad", lambda: done.set() or ""),
@@ -179,7 +179,7 @@ def test_no_color_is_respected(pipe, model, tokenizer, monkeypatch):
     from prompt_toolkit.output import ColorDepth
     monkeypatch.setenv("NO_COLOR", "1")
     assert autocomplete.make_prompt(model, tokenizer, 5, 20).color_depth == ColorDepth.DEPTH_1_BIT
-    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("NO_COLOR", "")
     assert autocomplete.make_prompt(model, tokenizer, 5, 20).color_depth is None
 
 
@@ -201,7 +201,7 @@ def test_a_verdict_is_the_loss_of_the_document(model, tokenizer, text):
     loss = model.loss(windows)
     said = re.findall(r"[-\d.]*\d", autocomplete.verdict(model, tokenizer, text))
     assert [float(x) for x in said] == [10, pytest.approx(-n * loss / math.log(10), abs=0.06), n,
-                    pytest.approx(loss, abs=0.0006), pytest.approx(math.exp(loss), abs=0.06)]
+                    pytest.approx(loss, abs=0.0006), pytest.approx(math.exp(loss), rel=0.0006)]
 
 
 def test_what_would_disturb_a_terminal_is_not_shown_to_it():
@@ -263,6 +263,24 @@ def test_a_bad_directory_is_one_line(tmp_path, directory):
         child = run(path, stdin="a\n")
         assert child.returncode == 1 and child.stdout == ""
         assert re.fullmatch("autocomplete: .*config.json.*\n", child.stderr)
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(directory):
+    reading, writing = os.pipe()
+    os.close(reading)
+    child = subprocess.Popen([sys.executable, AUTOCOMPLETE, directory], stdin=subprocess.PIPE,
+                             stdout=writing, stderr=subprocess.PIPE, encoding="utf-8")
+    os.close(writing)
+    assert (child.communicate("ad\n", timeout=30)[1], child.returncode) == ("", 1)
+
+
+def test_microgpt_runs_it_by_its_name(directory):
+    words = [directory, "-k", "2"]
+    child = subprocess.run([sys.executable, microgpt.__file__, "autocomplete", *words],
+                           capture_output=True, input="ad\n", encoding="utf-8", timeout=30,
+                           env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout == run(*words, stdin="ad\n").stdout
 
 
 @pytest.mark.parametrize("option", [["-k", "0"], ["-k", "x"], ["--max-tokens", "-1"], ["more"]])
