@@ -1313,10 +1313,10 @@ WIDTH, SAVE_EVERY = 79, 60                          # characters, seconds
 WRITING = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "max_tokens": 200}
 DEFAULTS = {**asdict(Config(512)), "tokenizer": "char", **asdict(TrainConfig()), **WRITING,
             "save": "", "resume": "", "samples": 20, "prompt": "", "quiet": False, "help": False}
-USAGE = """python microgpt.py [train] [FILE] [options]   learn, then write
-       python microgpt.py sample DIR [options]       write 5, with what --save kept
-       python microgpt.py tokenize DIR TEXT          show the tokens of a text
-       python microgpt.py explain DIR TEXT...        show how likely it finds it
+USAGE = """python microgpt.py [train] [FILE] [options]  learn, then write
+       python microgpt.py sample DIR [options]      write with what --save kept
+       python microgpt.py tokenize DIR TEXT         show the tokens of a text
+       python microgpt.py explain DIR TEXT...       show how likely it finds it
 FILE has a document a line; without it there are names. Ctrl-C ends learning.
 Longer lines: --block-size 64. A better model: more --steps, then --n-embd."""
 HELP = {"n_layer": "blocks", "n_head": "attention heads in each", "n_embd": "width",
@@ -1328,7 +1328,7 @@ HELP = {"n_layer": "blocks", "n_head": "attention heads in each", "n_embd": "wid
         "seed": "of all chance", "temperature": "0: the likeliest", "top_k": "of the likeliest k",
         "top_p": "of the likeliest with this share", "max_tokens": "longest document",
         "save": "keep it in this directory, each minute", "resume": "go on with the one there",
-        "samples": "documents", "prompt": "how they begin", "quiet": "show only these"}
+        "samples": "documents; sample: 5", "prompt": "how they begin", "quiet": "show only these"}
 
 def _beside(*parts):
     """A file that comes with this one: beside it or, installed, in share/microgpt."""

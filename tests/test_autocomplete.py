@@ -268,8 +268,10 @@ def test_a_bad_directory_is_one_line(tmp_path, directory):
 def test_a_reader_that_has_seen_enough_gets_no_traceback(directory):
     reading, writing = os.pipe()
     os.close(reading)
+    buffered = {name: x for name, x in os.environ.items() if name != "PYTHONUNBUFFERED"}
     child = subprocess.Popen([sys.executable, AUTOCOMPLETE, directory], stdin=subprocess.PIPE,
-                             stdout=writing, stderr=subprocess.PIPE, encoding="utf-8")
+                             stdout=writing, stderr=subprocess.PIPE, encoding="utf-8",
+                             env=buffered)
     os.close(writing)
     assert (child.communicate("ad\n", timeout=30)[1], child.returncode) == ("", 1)
 

@@ -952,7 +952,6 @@ WHOLES = {
     "WordPiece": lambda whole: whole["model"].update(type="WordPiece"),
     "Unigram": lambda whole: whole["model"].update(type="Unigram"),
     "type a list": lambda whole: whole["model"].update(type=["BPE"]),
-    "no type": lambda whole: whole["model"].pop("type"),
     "no model": lambda whole: whole.pop("model"),
     "model a list": lambda whole: whole.update(model=[]),
     "model null": lambda whole: whole.update(model=None),
@@ -1030,6 +1029,14 @@ def test_a_tokenizer_that_is_not_sound_is_refused(originals, tmp_path, kind, edi
     assert load_tokenizer(tmp_path / "tokens")
     change_json(tmp_path / "tokens" / "tokenizer.json", edit)
     spoiled_tokenizer(tmp_path / "tokens")
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes"])
+def test_an_older_tokenizer_does_not_say_that_it_is_a_bpe(originals, tmp_path, kind):
+    """The tokenizers library reads it, too, as what it is."""
+    shutil.copytree(originals[kind], tmp_path / "tokens")
+    change_json(tmp_path / "tokens" / "tokenizer.json", lambda whole: whole["model"].pop("type"))
+    assert load_tokenizer(tmp_path / "tokens").vocab == load_tokenizer(originals[kind]).vocab
 
 
 @pytest.mark.parametrize("edit", [

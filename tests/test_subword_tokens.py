@@ -341,7 +341,7 @@ def lines_of_dna(n):
     (lambda n: ["a" * n], EVERYTHING), (lambda n: ["ab" * (n // 2)], EVERYTHING),
     (lines_of_dna, 300), (lines_of_dna, EVERYTHING)])
 def test_the_work_of_training_grows_with_the_text_no_faster(documents, size):
-    """Of one unbroken piece without an end of merges it does: each merge costs the piece's length."""
+    """One unbroken piece with ever more merges is another matter: each costs the piece's length."""
     small, large = (lines_run(BPETokenizer.train, documents(n), size) for n in (1000, 4000))
     assert small > 1000 and large < 6 * small
 
