@@ -174,7 +174,8 @@ def count(text):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="A prompt that completes what you type.")
+    parser = argparse.ArgumentParser(
+        prog="autocomplete", description="A prompt that completes what you type.")
     parser.add_argument("directory", metavar="DIR", help="a model, as --save has written it")
     parser.add_argument("-k", type=count, default=5, metavar="N", help="how many suggestions (5)")
     parser.add_argument("--max-tokens", type=count, default=20, metavar="N",

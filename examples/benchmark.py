@@ -129,7 +129,7 @@ def default_run(path, quick):
         row("default run, peak memory", peak / 1e6, "MB")
     except ImportError:
         row("default run, peak memory", "not available")
-    held_out = re.search(r"^loss .*?([\d.]+) (?:on )?held.out", child.stdout, re.MULTILINE)
+    held_out = re.search(r"^ +([\d.]+) held out, ", child.stdout, re.MULTILINE)
     row("default run, held-out loss", held_out.group(1) if held_out else "not available",
         "nats a token" if held_out else "")
 
@@ -471,9 +471,10 @@ def gpt2(config):
         row("GPT-2 small, peak memory", peak / 1e6, "MB")
 
 
-def main():
+def main(argv=None):
     """Measure everything and print the table."""
     parser = argparse.ArgumentParser(
+        prog="benchmark",
         description="How fast and how small is microgpt? The top of this script says what is "
                     "measured. It takes about two minutes.")
     parser.add_argument("file", metavar="FILE", nargs="?", help="UTF-8 text, a document a line",
@@ -487,7 +488,7 @@ def main():
                         help="measure a model of GPT-2's smallest shape too; it takes half a "
                              "gigabyte of disk and of memory, and a minute or two")
     parser.add_argument("--quick", action="store_true", help="measure badly, in a few seconds")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     seconds = args.seconds or (0.05 if args.quick else 3.0)
     warm = 0.05 if args.quick else WARM
     try:

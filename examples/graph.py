@@ -260,7 +260,8 @@ def show(text):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Draw the graph of Values of an expression.")
+    parser = argparse.ArgumentParser(prog="graph", description="Draw the graph of Values of an "
+                                     "expression.")
     parser.add_argument("expression", nargs="?", help=f"of {ALLOWED}; one that begins with a minus "
                         "goes in parentheses")
     parser.add_argument("numbers", nargs="*", metavar="NAME=NUMBER", help="what a name stands for")

@@ -361,8 +361,9 @@ def look(args):
 
 def main(argv=None):
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Look inside a forward pass of a saved model; the "
-                                                 "top of this script says more.")
+    parser = argparse.ArgumentParser(
+        prog="xray", description="Look inside a forward pass of a saved model; the top of this "
+                                 "script says more.")
     parser.add_argument("directory", metavar="DIR", nargs="?", help="a saved model")
     parser.add_argument("text", metavar="TEXT", nargs="?", help="one document")
     parser.add_argument("--attention", action="store_true", help="each head's weights, as a grid")

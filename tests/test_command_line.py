@@ -615,7 +615,7 @@ def test_importing_it_prints_nothing_and_loads_nothing_heavy():
 
 
 def test_a_copy_of_the_file_alone_works_with_a_file_and_says_so_without(folder):
-    if os.path.exists(os.path.join(sys.prefix, "share", "microgpt", "names.txt")):
+    if os.path.exists(os.path.join(sys.prefix, "share", "microgpt", "data", "names.txt")):
         pytest.skip("names are installed")
     alone = folder / "alone"
     alone.mkdir()
