@@ -256,7 +256,8 @@ def draw_temperature(found, own, whose, n_examples=3):
 
 def arguments(argv):
     parser = argparse.ArgumentParser(
-        prog="pictures", description="Four pictures of a small GPT. The top of this script says what they show.")
+        prog="pictures",
+        description="Four pictures of a small GPT. The top of this script says what they show.")
     parser.add_argument("file", metavar="FILE", nargs="?", help="UTF-8 text, a document a line",
                         default=os.path.join(ROOT, "data", "names.txt"))
     parser.add_argument("--out", metavar="DIR", default="pictures", help="where they go (pictures)")
