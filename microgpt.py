@@ -46,7 +46,7 @@ from collections import Counter, defaultdict, namedtuple
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache, partial, reduce, singledispatch
-from heapq import heappop, heappush, nlargest
+from heapq import heappop, heappush, heapreplace, nlargest
 from itertools import accumulate
 from operator import concat, mul
 
@@ -495,7 +495,8 @@ class GPT:
         `positions` tell where each token stands in its window; without them the tokens are one
         window, from its start or from where the cache ends. `last` asks for the last row only.
         `trace`, a dict, gets what each layer with parameters gives, by their name, and each block
-        ("h.0"), the "embeddings" and "logits", and attention's weights by head ("h.0.attn")."""
+        ("h.0"), the "embeddings" and "logits", and attention's weights by head ("h.0.attn");
+        without it nothing is kept."""
         p, n_head = self.params, self.config.n_head
         def see(name, x):
             if trace is not None:
@@ -542,6 +543,7 @@ class AdamW:
         p = p - lr decay p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
     m and v start at 0, too small; dividing by 1 - beta^t makes up for it. Decay, times lr as in
     PyTorch, draws the weights of linear layers to 0, and spares biases, gains and embeddings.
+    Averages over fewer steps than usual (beta 0.9 and 0.999) suit trainings as short as these.
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2."""
     def __init__(self, params, beta1=0.8, beta2=0.97, eps=1e-8, weight_decay=0.0):
         self.params, self.steps = params, 0
@@ -955,10 +957,8 @@ class BPETokenizer:
                 heappush(queue, (-counts[pair], pair))
             # 2) The most frequent pair is first in the queue, once its count there is up to date.
             while queue and -queue[0][0] != counts[queue[0][1]]:
-                pair = heappop(queue)[1]
-                if counts[pair]:
-                    heappush(queue, (-counts[pair], pair))
-            if not queue:
+                heapreplace(queue, (-counts[queue[0][1]], queue[0][1]))
+            if not queue or queue[0][0] == 0:
                 break
             # 3) Make it a token, in all pieces that have it.
             pair = heappop(queue)[1]
