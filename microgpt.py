@@ -813,7 +813,7 @@ class Trainer:
         n = min(config.workers, len(batch))
         parts = [batch[i::n] for i in range(n)]
         counts = [sum(len(window) - 1 for window in part) for part in parts]
-        losses, grads = zip(*self._map()(
+        losses, grads = zip(*self._parallel_map()(
             batch_gradients, [self.model] * n, parts, [config.engine] * n,
             [count / sum(counts) for count in counts]))
         loss, grads = sum(losses), {x: reduce(_sum, [g[x] for g in grads]) for x in grads[0]}
@@ -828,7 +828,7 @@ class Trainer:
         val_loss = evaluate(self.model, self.val_windows) if look else None
         return Step(self.step, loss, lr, speed, val_loss)
 
-    def _map(self):
+    def _parallel_map(self):
         """map, by this process or by several: each takes its share of the windows of a batch, which
         are independent. Same seed, same number of workers: the same bits."""
         if self.config.workers > 1 and self.executor is None:
