@@ -1158,7 +1158,7 @@ def load_tokenizer(directory):
             odd += map(model.get, ["dropout", "ignore_merges", "end_of_word_suffix",
                                    "continuing_subword_prefix"])
             _need((model.get("type", "BPE"), kind["type"], *special) == ("BPE", "ByteLevel", END)
-                  and not any(odd), f"it is not of GPT-2's kind, or has special tokens but {END}")
+                  and not any(odd), f"it is not of GPT-2's kind, {END} its only special token")
             tokenizer = build({**model["vocab"], **special}, model["merges"], level)
     except FileNotFoundError:
         with _reading(directory, "vocab.json") as file:
