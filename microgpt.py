@@ -1467,7 +1467,7 @@ def _run(argv):
     args = argparse.Namespace(words=words, **{**DEFAULTS, **given})
     if args.help:
         return parser.print_help()
-    _need(len(words) in counts, f"{words} fits none: [FILE], sample DIR, tokenize DIR TEXT, examples/")
+    _need(len(words) in counts, f"{words} fits none: [train] [FILE], sample DIR, tokenize DIR TEXT")
     _check(vars(args), samples=(int, 0, 10 ** 9), max_tokens=(int, 1, 10 ** 9),
            seed=(int, -math.inf, math.inf))
     sample([0.0], args.temperature, args.top_k, args.top_p)
