@@ -1222,10 +1222,10 @@ def _load_trainer(directory, documents, executor=None, **changes):
         moments, state = _read_tensors(file, {f"{m}.{x}": shapes[x] for m in "mv" for x in shapes})
         _need(state["step"] == model.step and re.fullmatch("[0-9]{1,10}", model.step),
               "it is not of the model that is saved here (or just now being saved: try again)")
-        config = TrainConfig(**_from_json(state["config"]))
-    trainer = Trainer(model, tokenizer, documents, replace(config, **changes), executor)
-    _need(state.get("documents") == _fingerprint(trainer), f"{directory}: its training began with "
-          "other documents, or another seed or val_fraction")
+        config = replace(TrainConfig(**_from_json(state["config"])), **changes)
+        trainer = Trainer(model, tokenizer, documents, config, executor)
+        _need(state.get("documents") == _fingerprint(trainer), "its training began with other "
+              "documents, or another seed or val_fraction")
     for name, x in moments.items():
         _need(name[0] == "m" or min(map(min, _rows(x))) >= 0, f"{directory}: {name} is negative")
         getattr(trainer.optimizer, name[0])[name[2:]] = x

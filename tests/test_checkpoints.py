@@ -1031,6 +1031,14 @@ def test_a_tokenizer_that_is_not_sound_is_refused(originals, tmp_path, kind, edi
     spoiled_tokenizer(tmp_path / "tokens")
 
 
+def test_a_tokenizer_that_lacks_a_letter_of_the_training_is_named_with_its_directory(char):
+    change_json(char / "tokenizer.json", lambda whole: renamed(whole, "a", "0"))
+    assert load_tokenizer(char)                         # sound by itself
+    with pytest.raises(ValueError, match="'a' is not among") as caught:
+        Trainer.load(char, DOCUMENTS)
+    sound(caught.value, char)
+
+
 @pytest.mark.parametrize("kind", ["characters", "bytes"])
 def test_an_older_tokenizer_does_not_say_that_it_is_a_bpe(originals, tmp_path, kind):
     """The tokenizers library reads it, too, as what it is."""
