@@ -1365,7 +1365,7 @@ def _train(trainer, say, directory):
     live, steps, first, held_out = sys.stdout.isatty(), trainer.config.steps, trainer.step, ""
     speed, stop, started = 0, [], time.perf_counter()
     shown = saved = started
-    before = signal(SIGINT, lambda *_: stop.append(signal(SIGINT, before)))   # a second one kills
+    before = signal(SIGINT, lambda *_: stop.append(signal(SIGINT, before)))  # a second acts as ever
     try:
         for step in trainer:
             speed += (step.tokens_per_second - speed) / min(step.step - first, 100)

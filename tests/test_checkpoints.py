@@ -1,4 +1,4 @@
-"""Chapter 12: what is saved is what was there, and what is read is checked first.
+"""Chapter 11: what is saved is what was there, and what is read is checked first.
 
 The files are judged by a reader and a writer of .safetensors of their own, a few lines each."""
 

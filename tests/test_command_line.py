@@ -1,4 +1,4 @@
-"""Chapter 11: the command, run as a person does; and main() within this process."""
+"""Chapter 13: the command, run as a person does; and main() within this process."""
 
 import math
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Chapter 12: whatever happens while a checkpoint is saved, a whole one is there afterwards.
+"""Chapter 11: whatever happens while a checkpoint is saved, a whole one is there afterwards.
 
 What happens here: kill -9, Ctrl-C, a full disk, system calls that fail. What is there afterwards
 has to be one of the states that were saved, in all its five files: the new one or the one before.

@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import ABC, draws, make, probabilities, tokens_of
 
 from microgpt import (
     END,
@@ -26,38 +27,9 @@ from microgpt import (
     windows,
 )
 
-ABC = CharTokenizer(["abc"])                    # a, b, c and <|endoftext|>: ids 0, 1, 2 and 3
 TEXTS = st.text("abc", max_size=20)
 SEEDS = st.integers(0, 999)
 SHARP = st.sampled_from([0.0, 1.0, 3.0, 40.0])  # all equally likely ... one nearly certain
-
-
-def make(block_size=8, seed=0, sharp=1.0):
-    model = GPT(Config(ABC.vocab_size, block_size, 1, n_head=2, n_embd=4), seed=seed)
-    table = model.params["wte.weight"]
-    table[:] = [[sharp * x for x in row] for row in table]
-    return model
-
-
-def draws(*probabilities):
-    """A model that draws each token with these probabilities, whatever came before: the last gain
-    is 0, its bias the logarithms, and the table of tokens that turns it into logits is 1s and 0s.
-    """
-    n = len(probabilities)
-    model = GPT(Config(n, block_size=4, n_head=1, n_embd=n), seed=0)
-    model.params["wte.weight"] = [[float(i == j) for j in range(n)] for i in range(n)]
-    model.params["ln_f.weight"] = [0.0] * n
-    model.params["ln_f.bias"] = [math.log(p) if p else -1e4 for p in probabilities]
-    return model
-
-
-def probabilities(logits):
-    exps = [math.exp(x - max(logits)) for x in logits]
-    return [e / sum(exps) for e in exps]
-
-
-def tokens_of(text, tokenizer=ABC):
-    return [tokenizer.end, *tokenizer.encode(text), tokenizer.end]
 
 
 def distributions(model, tokens):

@@ -1,4 +1,4 @@
-"""Chapter 12 against the safetensors library: each reads what the other writes."""
+"""Chapter 11 against the safetensors library: each reads what the other writes."""
 
 import json
 

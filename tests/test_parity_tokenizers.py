@@ -1,4 +1,4 @@
-"""Chapters 11 and 12 against the tokenizers library: same merges, same ids, same text, same files.
+"""Chapters 10 and 11 against the tokenizers library: same merges, same ids, same text, same files.
 
 Left out are characters that this Python does not know yet: the library's Unicode may be newer, and
 then calls a letter what is no letter here."""

@@ -1,4 +1,4 @@
-"""Chapter 12 against the transformers library: what we save opens there, what it saves opens here,
+"""Chapter 11 against the transformers library: what we save opens there, what it saves opens here,
 and both compute the same."""
 
 import copy

@@ -1,4 +1,4 @@
-"""Chapter 12: a training that is stopped, saved, loaded and gone on with is one that never stopped.
+"""Chapter 11: a training that is stopped, saved, loaded and gone on with is one that never stopped.
 
 Bit for bit: numbers are compared by their repr, which tells 0.0 from -0.0."""
 

@@ -1,4 +1,4 @@
-"""Chapter 11: byte-pair encoding, against answers worked out by hand and naive programs."""
+"""Chapter 10: byte-pair encoding, against answers worked out by hand and naive programs."""
 
 import math
 import random

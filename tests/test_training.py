@@ -1,4 +1,4 @@
-"""Chapters 8 and 10: the Trainer, alone and with workers."""
+"""Chapter 8: the Trainer, alone and with workers."""
 
 import gc
 import math
