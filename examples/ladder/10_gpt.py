@@ -1,0 +1,100 @@
+"""Step 10, the GPT. How are all these parts put together, trained well, and made to write?
+
+The blocks of step 9, with biases and learned gains, and one table that both reads tokens and
+writes them: that is GPT-2, chapter "GPT" of microgpt.py. It is trained with Adam. Plain descent
+moves a weight by rate * slope, so the rate must suit the slopes, and the slopes of one model are
+of all sizes. Adam divides each weight's slope by the size that it usually has: a step is about as
+long as the rate, on steep ground and on flat. (Source: Radford et al. 2019; Kingma and Ba 2015,
+"Adam: A Method for Stochastic Optimization"; Ackley, Hinton and Sejnowski 1985 for the
+temperature.)
+
+    python examples/ladder/10_gpt.py            # 12 seconds
+
+In microgpt.py: chapters "GPT", "Optimizer", "Training", "Generation". Before: 09_block.py.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # where microgpt.py is
+
+from microgpt import (GPT, CharTokenizer, Config, TrainConfig, Trainer, evaluate, generate,
+                      load_documents, parameter_count)
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+STEPS, COMPARED, SEED = 500, 40, 42
+
+
+class Descent:
+    """Plain gradient descent, to stand where a Trainer has its AdamW."""
+    def __init__(self, params):
+        self.params = params
+
+    def step(self, gradients, lr, factor=1.0):
+        for name, slopes in gradients.items():
+            for row, row_slopes in zip(rows(self.params[name]), rows(slopes)):
+                row[:] = [x - lr * factor * slope for x, slope in zip(row, row_slopes)]
+
+
+def rows(x):
+    return [x] if isinstance(x[0], float) else x        # gains and biases are single rows
+
+
+class InOtherUnits:
+    """An optimizer that is shown the slopes of a loss which is so many times as large."""
+    def __init__(self, optimizer, times):
+        self.optimizer, self.times = optimizer, times
+
+    def step(self, gradients, lr, factor=1.0):
+        self.optimizer.step(gradients, lr, factor * self.times)
+
+
+def after(steps, model, tokenizer, names, rate, descent=False, times=1):
+    """The mean training loss of the last 20 steps."""
+    trainer = Trainer(model, tokenizer, names, TrainConfig(lr=rate, clip=0, seed=SEED))
+    optimizer = Descent(model.params) if descent else trainer.optimizer
+    trainer.optimizer = InOtherUnits(optimizer, times)
+    try:
+        for step in trainer:
+            if step.step == steps or step.loss > 100:
+                break
+        return sum(trainer.losses[-20:]) / 20
+    except ArithmeticError:                             # what a Trainer raises at nan
+        return math.inf
+
+
+def main():
+    names = load_documents(DATA / "names.txt")
+    tokenizer = CharTokenizer(names)
+    config = Config(tokenizer.vocab_size)
+
+    print(f"Loss after {COMPARED} steps, if it is measured in units so many times as large:")
+    print("                                     1        100      1/100")
+    for optimizer, rate, descent in ("Adam", 0.01, False), ("plain descent", 1.0, True):
+        losses = [after(COMPARED, GPT(config, seed=SEED), tokenizer, names, rate, descent, times)
+                  for times in (1, 100, 1 / 100)]
+        print(f"    {optimizer:13} rate {rate:4}",
+              *(f"{loss:10.3f}" if loss < 10 else "  diverges" for loss in losses))
+
+    model = GPT(config, seed=SEED)
+    trainer = Trainer(model, tokenizer, names, TrainConfig(steps=STEPS, seed=SEED))
+    for step in trainer:
+        if step.step % 100 == 0:
+            print(f"step {step.step:3}  loss {sum(trainer.losses[-100:]) / 100:.3f}")
+    for temperature in 0, 0.5, 1, 2:
+        written = [generate(model, tokenizer, temperature=temperature, seed=i) for i in range(6)]
+        print(f"temperature {temperature}: {', '.join(written)}"[:90])
+    loss = evaluate(model, trainer.val_windows)
+    print(f"gpt: {parameter_count(config):,} parameters, held-out loss {loss:.3f}")
+
+
+if __name__ == "__main__":
+    main()
+
+# Predict, then run:
+# - The temperature divides the logits. What is written at 0, and at 1000? (Always the likeliest
+#   letter, so always the same name; and what the die of step 1 wrote.)
+# - STEPS = 5000: (Two minutes, and 2.44: as good as the memory of step 11.)
+# - How much longer does Adam take for a step than plain descent? (A twentieth or so: nearly all the
+#   time goes into the gradient.)
