@@ -70,5 +70,5 @@ if __name__ == "__main__":
 # Predict, then run:
 # - How long are the names of the die, on average, and how long are real ones? Count 1,000. (26
 #   letters, as one side in 27 ends a name; 6.4.)
-# - Take the letter q off the die, and share what it had among the others. Does the loss rise? (To
-#   infinity, if there is a q among the held-out names: never say never.)
+# - Take the letter q off the die, and share what it had among the others. Does the loss rise?
+#   (To infinity, if there is a q among the held-out names: never say never.)

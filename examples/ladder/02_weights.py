@@ -3,8 +3,8 @@
 Give every token a number, its weight: the higher, the likelier. Such scores may be anything, but
 probabilities may not: none is negative, and together they make 1. What turns the ones into the
 others is softmax: e to the power of the score, divided by the sum of them all. A score that is
-meant to go through softmax is called a logit. Here a person sets the weights; from step 4 on they
-are learned.
+meant to go through softmax is called a logit. Here a person sets the weights; from step 4 on
+they are learned.
 
     python examples/ladder/02_weights.py        # at once
 

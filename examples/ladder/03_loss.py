@@ -1,11 +1,11 @@
 """Step 3, the loss. How does one tell which of two models is better?
 
 Show both a real name that neither has seen, and look how surprised they are. The obvious measure
-is 1 - p, the probability that the model gave to everything else, token by token. It is a bad one:
-it is best for a model that bets all on one letter. With -log p no such bet pays: the best weights
-are those that say how frequent each token really is. It also adds up: the probability of a name
-is a product, its logarithm a sum. (Source: Good 1952, "Rational Decisions"; Shannon 1948 for the
-unit.)
+is 1 - p, the probability that the model gave to everything else, token by token. It is a bad
+one: it is best for a model that bets all on one letter. With -log p no such bet pays: the best
+weights are those that say how frequent each token really is. It also adds up: the probability of
+a name is a product, its logarithm a sum. (Source: Good 1952, "Rational Decisions"; Shannon 1948
+for the unit.)
 
     python examples/ladder/03_loss.py           # at once
 
@@ -49,7 +49,7 @@ def main():
     for token, p in zip([*"anna", "end"], anna):
         print(f"{token:5} {p:6.1%} {1 - p:7.3f} {-math.log(p):7.3f}")
     print(f"The product of the p, {math.prod(anna):.2g}, is how likely anna is. The sum of the\n"
-          f"-log p is the -log of it, {-math.log(math.prod(anna)):.3f}; a fifth of that is her loss.\n")
+          f"-log p is its -log, {-math.log(math.prod(anna)):.3f}; a fifth of that is her loss.\n")
 
     counts = Counter(tokens)
     models = {"die": [1 / tokenizer.vocab_size] * tokenizer.vocab_size,

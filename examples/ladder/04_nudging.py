@@ -63,8 +63,8 @@ def main():
 
     p = softmax(weights)
     print(f"Nobody told it, and yet: a has {p[a]:.1%}, and in the names {shares[a]:.1%}."
-          f"\nThis took {2 * len(weights) * STEPS:,} losses for {STEPS} steps. The 124 million weights"
-          "\nof GPT-2 would take 248 million for one.")
+          f"\nThis took {2 * len(weights) * STEPS:,} losses for {STEPS} steps. With the 124 million"
+          "\nweights of GPT-2, one step would take 248 million.")
     print(f"nudging: {len(weights)} parameters, held-out loss {loss_of(weights, held_out):.3f}")
 
 
@@ -77,5 +77,5 @@ if __name__ == "__main__":
 #   rests when p is right. That is why no 27 weights are better than the frequencies: loss 2.91.)
 # - RATE = 1: (Ten times slower, the same way.) RATE = 100: (It leaps over the valley and comes
 #   out higher on the other side: the loss swings and does not settle.)
-# - NUDGE = 1e-13: (A computer keeps 16 digits, and the change drowns in the last: the slopes come
-#   in jumps of 0.002, and near the bottom they are nothing but noise.)
+# - NUDGE = 1e-13: (A computer keeps 16 digits, and the change drowns in the last: the slopes
+#   come in jumps of 0.002, and near the bottom they are nothing but noise.)

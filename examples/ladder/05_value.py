@@ -2,10 +2,11 @@
 
 A loss is computed from the weights in small steps, +, *, exp and log, and the slope of each is
 known from school. A `Value` is a number that remembers which numbers it was computed from, and
-with which slopes. `backward` walks from the loss back to the weights, multiplies the slopes along
-every way and adds up the ways: the chain rule. So one walk there and one back give the slopes of
-any number of weights, the same as nudging gives, as far as nudging is exact. (Source: Linnainmaa
-1970; Rumelhart, Hinton and Williams 1986, "Learning representations by back-propagating errors".)
+with which slopes. `backward` walks from the loss back to the weights, multiplies the slopes
+along every way and adds up the ways: the chain rule. So one walk there and one back give the
+slopes of any number of weights, the same as nudging gives, as far as nudging is exact. (Source:
+Linnainmaa 1970; Rumelhart, Hinton and Williams 1986, "Learning representations by
+back-propagating errors".)
 
     python examples/ladder/05_value.py          # at once
 
@@ -83,5 +84,5 @@ if __name__ == "__main__":
 #   it? (No! All weights are 0 here, and e^0 is 1. Start from weights of 0.1 * i, and it shows in
 #   all.)
 # - The way back through 729 weights, as in step 6: how many times longer than nudging? (It is
-#   nearly a hundred times quicker, as nudging takes 1,458 losses; and with more weights ever more
-#   so.)
+#   nearly a hundred times quicker, as nudging takes 1,458 losses; and with more weights ever
+#   more so.)

@@ -3,8 +3,8 @@
 So far every letter was drawn as if there were no others. Now each row of a table tells what
 follows one token: 27 rows of 27 weights. It can be counted; and it can be learned, by descending
 as in step 5, and then it comes to the same. Counting is quicker. But there is no counting the
-weights of the models that follow, and learning does not mind. (Source: Markov 1913; Shannon 1948,
-section 3.)
+weights of the models that follow, and learning does not mind. (Source: Markov 1913; Shannon
+1948, section 3.)
 
     python examples/ladder/06_pairs.py          # 3 seconds
 
@@ -83,8 +83,8 @@ if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - What follows q is learned later than what follows a. Why? (One letter in 900 is a q, so its row
-#   has a small slope. Adam, in step 10, gives such weights longer steps.)
+# - What follows q is learned later than what follows a. Why? (One letter in 900 is a q, so its
+#   row has a small slope. Adam, in step 10, gives such weights longer steps.)
 # - STEPS = 20: how much is there already? (Most of it: 2.66. The rest comes slowly.)
-# - How many rows for the two tokens before? For ten? (27 * 27, most of which see a few names or none;
-#   27^10, some hundred thousand times as many as there are people. Therefore step 7.)
+# - How many rows for the two tokens before? For ten? (27 * 27, most of which see a few names or
+#   none; 27^10, which is 25,000 for every human being. Therefore step 7.)

@@ -1,10 +1,10 @@
 """Step 7, the window. How can a model use several letters without a table of all combinations?
 
-A token gets a row of numbers, its embedding: where it lies in a space in which tokens that behave
-alike come to lie together. The embeddings of the last three tokens go through a hidden layer, 16
-sums with a bend in each, and these through another 27 sums, the logits. All of it is learned at
-once. What is learned of one letter then serves for its neighbours too. (Source: Bengio, Ducharme,
-Vincent and Jauvin 2003, "A Neural Probabilistic Language Model".)
+A token gets a row of numbers, its embedding: where it lies in a space in which tokens that
+behave alike come to lie together. The embeddings of the last three tokens go through a hidden
+layer, 16 sums with a bend in each, and these through another 27 sums, the logits. All of it is
+learned at once. What is learned of one letter then serves for its neighbours too. (Source:
+Bengio, Ducharme, Vincent and Jauvin 2003, "A Neural Probabilistic Language Model".)
 
     python examples/ladder/07_window.py         # 5 seconds
 
@@ -89,8 +89,8 @@ if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - Which letters lie near a? (The vowels, and nobody said what a vowel is. Cats are near all other
-#   animals, cars near all that has wheels; so cats are nearer to dogs than to cars.)
+# - Which letters lie near a? (The vowels, and nobody said what a vowel is. Cats are near all
+#   other animals, cars near all that has wheels; so cats are nearer to dogs than to cars.)
 # - Leave the third token, the nearest, out of `loss_of`. (2.79: worse than pairs.)
 # - Let all three go through "from_first". (2.69: it knows which letters there are, not where.)
 # - N_EMBD = 2: is there room in a plane? (For words, yes; the loss is 2.62.)

@@ -1,12 +1,12 @@
 """Step 8, attention. How can a token find what it needs, wherever that stands?
 
-"foxes chase cats because": who plays? The window of step 7 looks at fixed places, and no further.
-With attention each token asks for something, its query; every token so far says what it is, its
-key; where the two agree, their dot product is large. Softmax makes weights of these products, and
-what arrives is the mean of all values, so weighted. Query, key and value are sums of the
-embedding's numbers, learned. A mean has no order, so every position has an embedding too, which
-is added to the token's: without it, "dogs chase cats" is "cats chase dogs". (Source: Vaswani et
-al. 2017, "Attention Is All You Need".)
+"foxes chase cats because": who plays? The window of step 7 looks at fixed places, and no
+further. With attention each token asks for something, its query; every token so far says what it
+is, its key; where the two agree, their dot product is large. Softmax makes weights of these
+products, and what arrives is the mean of all values, so weighted. Query, key and value are sums
+of the embedding's numbers, learned. A mean has no order, so every position has an embedding too,
+which is added to the token's: without it, "dogs chase cats" is "cats chase dogs". (Source:
+Vaswani et al. 2017, "Attention Is All You Need".)
 
     python examples/ladder/08_attention.py      # 8 seconds
 
@@ -97,8 +97,10 @@ if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - STEPS = 200: (It is still looking: 1.21. Then, within a hundred steps, it finds where to look.)
-# - How good could it get without positions, given time? (Not below log 2 = 0.69: of a sentence and
-#   the one with its animals exchanged it says the same, so if it is right in one, not in the other.)
-# - Which weights are 0% whatever was learned, and why does nothing say so? (Those of later words:
-#   they are not among the four. In microgpt.py the causal mask is a slice.)
+# - STEPS = 200: (It is still looking: 1.21. Then, within a hundred steps, it finds where to
+#   look.)
+# - How good could it get without positions, given time? (Not below log 2 = 0.69: of a sentence
+#   and the one with its animals exchanged it says the same, so if it is right in one, not in the
+#   other.)
+# - Which weights are 0% whatever was learned, and why does nothing say so? (Those of later
+#   words: they are not among the four. In microgpt.py the causal mask is a slice.)

@@ -3,9 +3,9 @@
 The blocks of step 9, with biases and learned gains, and one table that both reads tokens and
 writes them: that is GPT-2, chapter "GPT" of microgpt.py. It is trained with Adam. Plain descent
 moves a weight by rate * slope, so the rate must suit the slopes, and the slopes of one model are
-of all sizes. Adam divides each weight's slope by the size that it usually has: a step is about as
-long as the rate, on steep ground and on flat. (Source: Radford et al. 2019; Kingma and Ba 2015,
-"Adam: A Method for Stochastic Optimization"; Ackley, Hinton and Sejnowski 1985 for the
+of all sizes. Adam divides each weight's slope by the size that it usually has: a step is about
+as long as the rate, on steep ground and on flat. (Source: Radford et al. 2019; Kingma and Ba
+2015, "Adam: A Method for Stochastic Optimization"; Ackley, Hinton and Sejnowski 1985 for the
 temperature.)
 
     python examples/ladder/10_gpt.py            # 12 seconds
@@ -96,5 +96,5 @@ if __name__ == "__main__":
 # - The temperature divides the logits. What is written at 0, and at 1000? (Always the likeliest
 #   letter, so always the same name; and what the die of step 1 wrote.)
 # - STEPS = 5000: (Two minutes, and 2.44: as good as the memory of step 11.)
-# - How much longer does Adam take for a step than plain descent? (A twentieth or so: nearly all the
-#   time goes into the gradient.)
+# - Why does Adam not notice the units? (It divides by them: m and the root of v, in chapter
+#   "Optimizer", grow alike. Only eps, which keeps it from dividing by 0, does not.)

@@ -1,10 +1,11 @@
 """Step 11, the memory. Would it do to remember everything that one has read, and look it up?
 
-Each token of every text is filed under what stood before it: under nothing, under the last token,
-the last two, and so on. To predict, look under the longest ending that was ever seen, and where
-that was seldom, lean on the next shorter one. No slopes, no steps: one reading, and it knows all
-that a table can. (Source: Shannon 1951, "Prediction and Entropy of Printed English"; Witten and
-Bell 1991, "The Zero-Frequency Problem", method C; Cleary and Witten 1984 for the tree.)
+Each token of every text is filed under what stood before it: under nothing, under the last
+token, the last two, and so on. To predict, look under the longest ending that was ever seen, and
+where that was seldom, lean on the next shorter one. No slopes, no steps: one reading, and it
+knows all that a table can. (Source: Shannon 1951, "Prediction and Entropy of Printed English";
+Witten and Bell 1991, "The Zero-Frequency Problem", method C; Cleary and Witten 1984 for the
+tree.)
 
     python examples/ladder/11_memory.py         # 2 seconds
 
@@ -107,9 +108,10 @@ if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - LONGEST = 2 is the model "triples" of microgpt.py: 2.48. And 15, everything? (2.54: what was seen
-#   once proves little. On the names that it has read, 1.4: it knows them by heart.)
-# - Who plays? For "because" it has 2.5, worse than a guess among six, log 6 = 1.79. Why? (What it has
-#   seen after "meet dogs because" are the animals that this sentence is not about: it was not read
-#   yet. Attention, step 8, has 0.02: it does not know sentences, it knows where to look.)
+# - LONGEST = 2 is the model "triples" of microgpt.py: 2.48. And 15, everything? (2.54: what was
+#   seen once proves little. On the names that it has read, 1.4: it knows them by heart.)
+# - Who plays? For "because" it has 2.5, worse than a guess among six, log 6 = 1.79. Why? (What
+#   it has seen after "meet dogs because" are the animals that this sentence is not about: it was
+#   not read yet. Attention, step 8, has 0.02: it does not know sentences, it knows where to
+#   look.)
 # - Which is the better model of names? (After a minute's training the GPT; before, this one.)

@@ -6,10 +6,10 @@ data/grammar.txt has two parts. First classes: a name in capitals, then its word
 line patterns: a name stands for a word of that class, and with a number, as ANIMAL1 and ANIMAL2,
 for the same word wherever it has the same number and for another one where it has another.
 
-What is the best loss that a model of these sentences can have? All are equally likely, so one who
-knows the grammar (but not which sentences were held out) gives each 1 / n: a sentence costs log
-n, and a token log n / (tokens in a sentence), on average. Steps 7 to 9 and 11 measure themselves
-by it.
+What is the best loss that a model of these sentences can have? All are equally likely, so one
+who knows the grammar (but not which sentences were held out) gives each 1 / n: a sentence costs
+log n, and a token log n / (tokens in a sentence), on average. Steps 7 to 9 and 11 measure
+themselves by it.
 """
 
 import random
