@@ -8,8 +8,8 @@ leaves out what small models on a laptop can do without: GPUs, dropout, mixed pr
     python microgpt.py poems.txt        # learn from your own text, one document a line
     python microgpt.py --help           # everything else
 
-It is a command, a library (`import microgpt`) and a tutorial: read it from here to the end. Each
-chapter can be understood from those before it, and the `>>>` examples are run by the tests.
+It is a command, a library (`import microgpt`) and a tutorial: read it from here to the end. Where
+it is too steep, a chapter's header names smaller steps, in examples/ladder/. Tests run the `>>>`s.
 
     Part I, the tutorial    1. Documents  2. Tokens  3. Value  4. Layers  5. GPT  6. Optimizer
         7. Tensor  8. Training  9. Generation
@@ -63,7 +63,7 @@ def _check(values, **rules):
         _need(isinstance(x, (int, kind)) and not isinstance(x, bool) and low <= x <= high,
               f"{name} is {x!r}: must be a {'whole ' * (kind is int)}number from {low} to {high}")
 
-# === 1. Documents ================================================================================
+# === 1. Documents ================================================================ ladder: die ===
 # A language model learns from examples of what it should write. Here an example is a document: one
 # line of a text file, be it a name, a recipe or a chess game. Some are held out: never trained on,
 # only used to measure the loss on text that cannot have been learned by heart.
@@ -93,7 +93,7 @@ def split_documents(documents, val_fraction=0.1, seed=0):
     n_val = min(max(1, round(n * val_fraction)), n - 1) if val_fraction else 0
     return shuffled[n_val:], shuffled[:n_val]
 
-# === 2. Tokens ===================================================================================
+# === 2. Tokens =================================================================== ladder: die ===
 # A network computes with numbers, so text is cut into tokens and each token has a number, its id.
 # Here a token is a character. One more, <|endoftext|>, stands before and after every document: so
 # the model learns how documents begin, and can say by itself that one is finished.
@@ -138,7 +138,7 @@ def pack(batch):
             [position for window in batch for position in range(len(window) - 1)],
             [token for window in batch for token in window[1:]])
 
-# === 3. Value ====================================================================================
+# === 3. Value ========================================================= ladder: nudging, value ===
 # Training asks of every parameter: if it were a little larger, how would the loss change? A `Value`
 # is a number that remembers its children, which it was computed from, and its local gradients, its
 # own derivative by each child. The chain rule needs no more: multiply the local gradients along
@@ -281,7 +281,7 @@ def gradcheck(f, params, number=Value, step=1e-5, tolerance=1e-6):
     f(lifted).backward()
     return max(check(params, name, claimed, name) for name, claimed in gradients(lifted).items())
 
-# === 4. Layers ===================================================================================
+# === 4. Layers =============================== ladder: weights, loss, window, attention, block ===
 # A GPT is a few formulas applied over and over, each written here in plain arithmetic on rows of
 # numbers, a row per token. These are the definitions; whatever is faster must agree with them.
 # `singledispatch` lets chapter 7, or another program, give a layer a second rule for other rows,
@@ -426,7 +426,7 @@ def cross_entropy(logits, targets):
         losses.append(log(sum([exp(x - largest) for x in row])) + largest - row[target])
     return sum(losses) / len(losses)
 
-# === 5. GPT ======================================================================================
+# === 5. GPT =============================================================== ladder: block, gpt ===
 # A token starts as a row of n_embd numbers: its embedding plus that of its position, for attention
 # by itself has no sense of order. The row, the residual stream, passes through the blocks, and each
 # adds to it: what attention gathered from other tokens, then what a small network (MLP) made of the
@@ -530,7 +530,7 @@ class GPT:
         tokens, positions, targets = pack(batch)
         return cross_entropy(self(tokens, positions, trace=trace), targets)
 
-# === 6. Optimizer ================================================================================
+# === 6. Optimizer ================================================================ ladder: gpt ===
 # The gradient says which way the loss rises; to learn is to step the other way. How far? AdamW has
 # two averages for every parameter: m of its gradient, to even out the noise of small batches, and v
 # of its square, whose root is the gradient's usual size. m / sqrt(v) is about 1 at most, on steep
@@ -587,7 +587,7 @@ def learning_rate(step, steps, peak, warmup=0):
         return peak * (step + 1) / warmup
     return peak * (steps - step) / (steps - warmup)
 
-# === 7. Tensor ===================================================================================
+# === 7. Tensor ================================================================ ladder: window ===
 # A graph of single numbers shows everything and is slow: ten thousand nodes for one short name. A
 # `Tensor` is a Value whose data is rows of numbers. Each layer makes a single node, with a rule,
 # worked out once on paper, that turns the gradient of its output into those of its inputs. The
@@ -729,7 +729,7 @@ def _(logits, targets):
         return [[[a * d_loss / len(targets) for a in row] for row in d_logits]]
     return Tensor(cross_entropy(logits.data, targets), [logits], rule)
 
-# === 8. Training =================================================================================
+# === 8. Training ========================================================== ladder: pairs, gpt ===
 # A step: take a few windows, compute their loss and its gradients, move every parameter against its
 # gradient. Training loss that falls while held-out loss rises is learning by heart. All that is
 # random follows from the seed: on the same Python the same run gives the same bits.
@@ -844,7 +844,7 @@ class Trainer:
             self._pool.shutdown()
             self._pool = self.executor = None
 
-# === 9. Generation ===============================================================================
+# === 9. Generation ========================================================== ladder: die, gpt ===
 # To write is to predict, again and again: the logits of the last token become probabilities, one
 # token is drawn from them and joins the text. Keys and values of tokens that have been read do not
 # change, as no token sees a later one; they are kept, and a new token costs the work of one row.
@@ -1235,7 +1235,7 @@ def _load_trainer(directory, documents, executor=None, **changes):
 GPT.save, GPT.load = _save_model, staticmethod(_load_model)
 Trainer.save, Trainer.load = _save_trainer, staticmethod(_load_trainer)
 
-# === 12. Looking inside ==========================================================================
+# === 12. Looking inside ========================================== ladder: loss, pairs, memory ===
 # How sure was the model of each token, and is its loss any good? A loss says little by itself, as
 # names are easier to guess than novels, letters than words. So it is held against models that just
 # count: a GPT that is no better than a table of pairs has learned no more than such a table. What

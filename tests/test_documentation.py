@@ -17,9 +17,8 @@ ROOT = Path(__file__).parent.parent
 SOURCE = (ROOT / "microgpt.py").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+# (number, title, steps of the ladder) of every chapter
+HEADERS = re.findall(r"^# === (\d+)\. ([^=]+?) =+(?: ladder: ([a-z, ]+) ===)?$", SOURCE, re.M)
 
 
 def test_the_examples_in_the_docstrings_are_true():
@@ -29,8 +28,18 @@ def test_the_examples_in_the_docstrings_are_true():
 
 def test_the_table_of_contents_spells_the_chapters_as_their_headers_do():
     contents = re.findall(r"(\d+\. \w+(?: \w+)*)(?:  |$)", microgpt.__doc__, re.M)
-    headers = re.findall(r"^# === (\d+\. .+?) =+$", SOURCE, re.M)
-    assert contents == headers and len(headers) > 8
+    assert contents == [f"{number}. {title}" for number, title, _ in HEADERS] and len(HEADERS) > 8
+
+
+def test_chapters_and_steps_of_the_ladder_name_each_other():
+    from_chapters = {(title, step) for _, title, steps in HEADERS if steps
+                     for step in steps.split(", ")}
+    from_steps = set()
+    for path in (ROOT / "examples" / "ladder").glob("[0-9]*.py"):
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        pointer = re.search(r"^In microgpt\.py: .*", doc, re.M | re.S)[0].split("Before:")[0]
+        from_steps |= {(title, path.stem[3:]) for title in re.findall('"([^"]+)"', pointer)}
+    assert from_chapters == from_steps and len({step for _, step in from_steps}) == 11
 
 
 def test_the_file_keeps_to_its_size_and_to_the_standard_library():
@@ -89,8 +98,8 @@ def test_the_readme_can_be_followed_from_its_first_command_to_its_last(folder, m
 
 
 def test_the_readmes_map_names_every_chapter():
-    for header in re.findall(r"^# === \d+\. (.+?) =+$", SOURCE, re.M):
-        assert header in README, header
+    for _, title, _ in HEADERS:
+        assert f". {title} |" in README, title
 
 
 def test_the_bundled_names_are_distinct_plain_and_in_no_order():
