@@ -1,10 +1,9 @@
 """Step 4, nudging. How can a machine find good weights by itself?
 
-Nudge one weight up and down a little and see whether the loss rises or falls: how much it
-changes, for each bit of nudge, is the slope of the loss along this weight. All the slopes
-together are the gradient. Then move every weight a step against its slope, and begin again:
-gradient descent. It needs nothing but a loss. Its price is two losses for every weight, for a
-single step.
+Nudge one weight up and down a little and see whether the loss rises or falls: how much it changes,
+for each bit of nudge, is the slope of the loss along this weight. All the slopes together are the
+gradient. Then move every weight a step against its slope, and begin again: gradient descent. All
+it needs is a loss; but for one step it needs two losses for every weight.
 
     python examples/ladder/04_nudging.py        # at once
 
@@ -18,30 +17,32 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # where microgpt.py is
 
-from microgpt import CharTokenizer, load_documents, softmax, split_documents, windows
+from microgpt import CharTokenizer, load_documents, softmax, split_documents
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 STEPS, RATE, NUDGE = 100, 10.0, 1e-5
 
 
 def loss_of(weights, shares):
-    """The mean -log p of a text in which each token has this share: all that one weight a token can
-    see of a text is how often each occurs."""
+    """The mean -log p of a text in which each token has this share. As the model ignores what came
+    before, the shares are all that matters of a text."""
     return sum(-math.log(p) * share for p, share in zip(softmax(weights), shares))
 
 
+def nudged(weights, i, by):
+    return [weight + by if j == i else weight for j, weight in enumerate(weights)]
+
+
 def gradient_by_nudging(weights, shares):
-    slopes = []
-    for i, weight in enumerate(weights):
-        up, down = ([*weights[:i], weight + nudge, *weights[i + 1:]] for nudge in (NUDGE, -NUDGE))
-        slopes.append((loss_of(up, shares) - loss_of(down, shares)) / (2 * NUDGE))
-    return slopes
+    return [(loss_of(nudged(weights, i, NUDGE), shares)
+             - loss_of(nudged(weights, i, -NUDGE), shares)) / (2 * NUDGE)
+            for i in range(len(weights))]
 
 
 def shares_of(names, tokenizer):
-    tokens = [token for name in names for token in windows(name, tokenizer, 16)[0][1:]]
-    counts = Counter(tokens)
-    return [counts[i] / len(tokens) for i in range(tokenizer.vocab_size)]
+    """How much of these names each token is, their ends included."""
+    counts = Counter(token for name in names for token in [*tokenizer.encode(name), tokenizer.end])
+    return [counts[i] / sum(counts.values()) for i in range(tokenizer.vocab_size)]
 
 
 def main():
@@ -62,7 +63,7 @@ def main():
             weights = [weight - RATE * slope for weight, slope in zip(weights, slopes)]
 
     p = softmax(weights)
-    print(f"Nobody told it, and yet: a has {p[a]:.1%}, and in the names {shares[a]:.1%}."
+    print(f"It saw nothing but the loss, and yet: a has {p[a]:.1%}, in the names {shares[a]:.1%}."
           f"\nThis took {2 * len(weights) * STEPS:,} losses for {STEPS} steps. With the 124 million"
           "\nweights of GPT-2, one step would take 248 million.")
     print(f"nudging: {len(weights)} parameters, held-out loss {loss_of(weights, held_out):.3f}")

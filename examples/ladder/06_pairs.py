@@ -2,9 +2,9 @@
 
 So far every letter was drawn as if there were no others. Now each row of a table tells what
 follows one token: 27 rows of 27 weights. It can be counted; and it can be learned, by descending
-as in step 5, and then it comes to the same. Counting is quicker. But there is no counting the
-weights of the models that follow, and learning does not mind. (Source: Markov 1913; Shannon
-1948, section 3.)
+as in step 5, and then it comes to nearly the same. Counting is quicker. But the models that follow
+cannot be counted, and they can be learned in just this way. (Source: Markov 1913; Shannon 1948,
+"A Mathematical Theory of Communication", section 3.)
 
     python examples/ladder/06_pairs.py          # 3 seconds
 
@@ -19,16 +19,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # where microgpt.py is
 
-from microgpt import CharTokenizer, Value, load_documents, log, softmax, split_documents, windows
+from microgpt import CharTokenizer, Value, load_documents, log, softmax, split_documents
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 STEPS, RATE = 200, 50.0
 
 
 def pairs_of(names, tokenizer):
-    """How often each token follows each: {(token, next token): count}."""
-    return Counter(pair for name in names for window in windows(name, tokenizer, 16)
-                   for pair in zip(window, window[1:]))
+    """How often each token follows each: {(token, next token): count}. At first and at last there
+    is <|endoftext|>."""
+    texts = ([tokenizer.end, *tokenizer.encode(name), tokenizer.end] for name in names)
+    return Counter(pair for tokens in texts for pair in zip(tokens, tokens[1:]))
 
 
 def loss_of(table, pairs):
@@ -38,8 +39,8 @@ def loss_of(table, pairs):
 
 
 def count(pairs, size):
-    """Weights whose softmax is how frequent each pair is. Each count is one too many: otherwise a
-    pair that was never seen would be impossible."""
+    """Weights whose softmax is how frequent each pair is, as softmax undoes the log. Each count is
+    one too many: otherwise a pair that was never seen would be impossible."""
     return [[math.log(pairs[a, b] + 1) for b in range(size)] for a in range(size)]
 
 
@@ -71,20 +72,21 @@ def main():
             print(f"    after {shown[token]}:", *(f"{shown[i]} {row[i]:.1%} " for i in likeliest))
     rng = random.Random(1)
     for _ in range(8):
-        tokens = [tokenizer.end]
-        while tokens[-1] != tokenizer.end or len(tokens) == 1:
-            tokens += rng.choices(range(size), softmax(tables["learned"][tokens[-1]]))
-        print("   ", tokenizer.decode(tokens[1:-1]))
-    print(f"pairs: {size * size} parameters, "
-          f"held-out loss {loss_of(tables['learned'], held_out):.3f}")
+        name, token = [], tokenizer.end
+        while token != tokenizer.end or not name:
+            token = rng.choices(range(size), softmax(tables["learned"][token]))[0]
+            name.append(token)
+        print("   ", tokenizer.decode(name[:-1]))
+    loss = loss_of(tables["learned"], held_out)
+    print(f"pairs: {size * size} parameters, held-out loss {loss:.3f}")
 
 
 if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - What follows q is learned later than what follows a. Why? (One letter in 900 is a q, so its
-#   row has a small slope. Adam, in step 10, gives such weights longer steps.)
-# - STEPS = 20: how much is there already? (Most of it: 2.66. The rest comes slowly.)
+# - What follows q is learned later than what follows a. Why? (One letter in 900 is a q, so the
+#   slopes of its row are small. Adam, in step 10, looks at how large a weight's slopes are.)
+# - STEPS = 20: how much is there already? (Most of it: 2.67. The rest comes slowly.)
 # - How many rows for the two tokens before? For ten? (27 * 27, most of which see a few names or
 #   none; 27^10, which is 25,000 for every human being. Therefore step 7.)
