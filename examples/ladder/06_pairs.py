@@ -85,7 +85,7 @@ if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - What follows q is learned later than what follows a. Why? (One letter in 900 is a q, so the
+# - What follows q is learned later than what follows a. Why? (One token in 900 is a q, so the
 #   slopes of its row are small. Adam, in step 10, looks at how large a weight's slopes are.)
 # - STEPS = 20: how much is there already? (Most of it: 2.67. The rest comes slowly.)
 # - How many rows for the two tokens before? For ten? (27 * 27, most of which see a few names or

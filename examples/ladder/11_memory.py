@@ -5,11 +5,11 @@ the last two, and so on. To predict, look under the longest ending that was ever
 that is worth, the more lean on the next shorter one. No slopes, no steps: it is read once.
 
 For names that does very well. For sentences it does not do: a memory can only say what followed
-the same words. "cats see foxes because": the cats play. Who has not read this sentence, but has read of
-others that see foxes, bets on those others, on every animal but the right one, and a longer
-memory does not help. Attention learned a rule instead: look at the first animal.
-(Source: Shannon 1951, "Prediction and Entropy of Printed English"; Cleary and Witten 1984 for the
-tree; Witten and Bell 1991, "The Zero-Frequency Problem", method C, for the leaning.)
+the same words. "cats see foxes because": the cats play. Who has not read this sentence, but has
+read of others that see foxes, bets on those others, on every animal but the right one, and a
+longer memory does not help. Attention learned a rule instead: look at the first animal. (Source:
+Shannon 1951, "Prediction and Entropy of Printed English"; Cleary and Witten 1984 for the tree;
+Witten and Bell 1991, "The Zero-Frequency Problem", method C, for the leaning.)
 
     python examples/ladder/11_memory.py         # 5 seconds
 

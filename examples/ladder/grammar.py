@@ -8,7 +8,8 @@ for the same word wherever it has the same number and for another one where it h
 
 What is the best loss that a model of these sentences can have? All are equally likely, so one
 who knows the grammar (but not which sentences were held out) gives each 1 / n: a sentence costs
-log n, and X
+log n, and a token log n / (tokens in a sentence), on average. Step 9 holds its losses against
+that of its pattern, log 180 / 7.
 """
 
 import random
