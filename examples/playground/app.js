@@ -1,0 +1,61 @@
+// The page: loads Python in a worker, then brings the panels to life. See README, "In a browser".
+
+import { $, END, showSlider } from "./page.js";
+import * as generate from "./generate.js";
+import * as inside from "./inside.js";
+import * as keep from "./keep.js";
+import { onLoading, python } from "./python.js";
+import * as reader from "./reader.js";
+import * as train from "./train.js";
+import * as value from "./value.js";
+
+// Pyodide comes from its public address, or from ?pyodide=folder/ of this site, for use offline.
+function source() {
+  const asked = new URLSearchParams(location.search).get("pyodide");
+  if (!asked) return null;
+  const address = new URL(asked.endsWith("/") ? asked : `${asked}/`, location.href);
+  if (address.origin !== location.origin) {
+    throw new Error(`?pyodide= is of another site, ${address.origin}: it must be a folder of this one`);
+  }
+  return address.href;
+}
+
+function ready(about) {                             // there is a model, or it has changed
+  for (const id of ["draw", "write", "look", "download"]) $(id).disabled = false;
+  $("top_k").max = about.vocab.length;
+  showSlider($("top_k"));
+  const known = (text) => about.vocab.some((token) => token.length > 1 && token !== END) ||
+    [...text].every((letter) => about.vocab.includes(letter));
+  if (!known($("text").value)) $("text").value = about.example;
+  if (!known($("prefix").value)) generate.clear();
+  generate.show();
+  inside.show();
+}
+
+async function main() {
+  $("chart-style").media = "all";
+  reader.setUp();
+  generate.setUp();
+  inside.setUp();
+  onLoading((share) => {
+    $("loading").value = share;
+    $("status").textContent = share < 1 ? `Loading Python, about 6 MB: ${Math.round(100 * share)}%` : "Starting Python…";
+  });
+  try {
+    if (!globalThis.WebAssembly) throw new Error("this browser has no WebAssembly, which Python needs here");
+    const { python: version } = await python.boot(source());
+    $("status").textContent = `Ready: Python ${version} runs in this page.`;
+    $("loading").hidden = true;
+  } catch (error) {
+    $("loading").hidden = true;
+    $("status").className = "error";
+    const offline = navigator.onLine ? "" : " There is no connection: see the README for use offline.";
+    $("status").textContent = `Python could not be loaded: ${error.message}.${offline}`;
+    return;
+  }
+  train.setUp(ready);
+  keep.setUp(train.text, train.stop, async (about) => { await train.adopt(about); ready(about); });
+  await value.setUp();
+}
+
+main();

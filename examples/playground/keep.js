@@ -1,0 +1,25 @@
+// Panel "Keep it": the model as a file, and back.
+
+import { $, attempt, make } from "./page.js";
+import { python } from "./python.js";
+
+export function setUp(text, stop, opened) {
+  $("open").disabled = false;
+  $("download").addEventListener("click", () => attempt($("keep-error"), async () => {
+    const packed = await python.save();
+    const address = URL.createObjectURL(new Blob([packed], { type: "application/zip" }));
+    make("a", { href: address, download: "microgpt-model.zip" }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10000);
+    $("kept").textContent = "Downloaded: microgpt-model.zip. Unpack it, then: python microgpt.py sample model";
+  }));
+  $("open").addEventListener("change", (event) => attempt($("keep-error"), async () => {
+    const [file] = event.target.files;
+    if (!file) return;
+    await stop();
+    const about = await python.load(new Uint8Array(await file.arrayBuffer()), await text());
+    $("kept").textContent = `Opened ${file.name}: ${about.parameters.toLocaleString("en")} parameters` +
+      (about.documents ? `, after ${about.step} of ${about.steps} steps; its training can go on.` :
+        ". Its training could go on only with the text that it began with.");
+    await opened(about);
+  }));
+}

@@ -1,0 +1,230 @@
+// Panel "Train": text, options, the training itself, its curve and what the model writes meanwhile.
+
+import { $, attempt, make, showSlider, sliderValue } from "./page.js";
+import { onProgress, python } from "./python.js";
+
+const SHAPE = ["n_layer", "n_head", "n_embd", "block_size"];
+const DRAW_EVERY = 100, LOOK_EVERY = 2000, WRITE_EVERY = 3000;     // milliseconds between curves, looks
+const form = $("options"), sliders = [...form.querySelectorAll("input[type=range]")];
+const stored = { names: null, own: null };
+let chart, curve, scale, running = false, stale = true, about, vocabulary = 27, changed = () => {};
+let started, done, drawn = 0, looked, wrote;        // when; `done`: steps that were made before
+
+function options(names) {
+  return Object.fromEntries(sliders.filter((s) => names(s.name)).map((s) => [s.name, sliderValue(s)]));
+}
+
+const count = async () => {
+  const shape = options((name) => SHAPE.includes(name));
+  $("parameters").textContent = (await python.parameter_count(vocabulary, shape)).toLocaleString("en");
+};
+
+export async function text() {
+  if (form.elements.text.value === "own") {
+    return stored.own ?? new TextEncoder().encode($("own-text").value);
+  }
+  stored.names ??= new Uint8Array(await (await fetch("../../data/names.txt")).arrayBuffer());
+  return stored.names;
+}
+
+async function begin() {
+  await stop();
+  const begun = await python.start(await text(), options((name) => SHAPE.includes(name)),
+    { ...options((name) => !SHAPE.includes(name)), batch_size: 4, seed: 42 });
+  [about, stale] = [begun, false];
+  await clear();
+  changed(about);
+}
+
+async function clear() {
+  vocabulary = about.vocab.length;
+  scale = await python.scale();
+  curve = { steps: [], losses: [], recent: [], heldOut: [] };
+  $("samples").replaceChildren();
+  $("reading").textContent = "";
+  $("training").hidden = false;
+  $("progress").max = about.steps;
+  $("progress").value = about.step;
+  await count();
+  draw();
+}
+
+async function go(event) {
+  event?.preventDefault();
+  await attempt($("train-error"), async () => {
+    if (stale || about.step >= about.steps) await begin();
+    wrote = looked = 0;
+    done = about.step;
+    started = performance.now();
+    running = true;
+    buttons();
+    await python.train();
+  });
+}
+
+export async function stop() {
+  if (!running) return;
+  running = false;
+  await python.stop();
+  buttons();
+  draw();
+  changed(about);
+}
+
+function buttons() {
+  const begun = !stale && about.step < about.steps;
+  $("go").textContent = begun ? "Continue" : "Train";
+  $("go").disabled = running;
+  $("stop").disabled = !running;
+  $("again").disabled = !curve;
+}
+
+onProgress((progress) => attempt($("train-error"), async () => {
+  if (!about) return;
+  if (progress.error) {
+    running = false;
+    buttons();
+    throw new Error(progress.error);
+  }
+  about.step = progress.step;
+  let step = progress.step - progress.losses.length;
+  for (const loss of progress.losses) {
+    const n = curve.steps.push(++step);
+    curve.losses.push(loss);
+    curve.heldOut.push(null);
+    const recent = curve.losses.slice(-50);
+    curve.recent.push(recent.reduce((a, b) => a + b, 0) / recent.length);
+    if (n > 4000) for (const row of Object.values(curve)) row.shift();
+  }
+  const now = performance.now(), each = (now - started) / Math.max(1, progress.step - done);
+  const left = Math.round(each * (progress.steps - progress.step) / 1000);
+  $("progress").value = progress.step;
+  $("figures").textContent = `step ${progress.step.toLocaleString("en")} of ${progress.steps.toLocaleString("en")}` +
+    ` · loss ${curve.recent.at(-1).toFixed(3)} · ${Math.round(progress.speed).toLocaleString("en")} tokens a second` +
+    ` · ${Math.floor(left / 60)}:${String(left % 60).padStart(2, "0")} left`;
+  if (now - drawn > DRAW_EVERY || !progress.running) {
+    drawn = now;
+    draw();
+  }
+  if (!progress.running) {
+    running = false;
+    buttons();
+    if (progress.step >= progress.steps) await finish();
+    return changed(about);
+  }
+  if (now - looked > LOOK_EVERY) {
+    looked = now;
+    const loss = await python.held_out();
+    if (loss !== null && curve.heldOut.length) curve.heldOut[curve.heldOut.length - 1] = loss;
+  }
+  if (now - wrote > WRITE_EVERY) {
+    wrote = now;
+    await write();
+    changed(about);
+  }
+}));
+
+async function write() {
+  const [sample] = await python.write(1, "", about.step, { temperature: 0.7, max_tokens: 60 });
+  const item = make("li", {}, sample.text || "(empty)", " ",
+    make("small", {}, `step ${about.step}${sample.known ? ", in training" : ""}`));
+  $("samples").prepend(item);
+  while ($("samples").children.length > 12) $("samples").lastChild.remove();
+}
+
+async function finish() {
+  await attempt($("train-error"), async () => {
+    const { loss, sentence } = await python.reading();
+    curve.heldOut[curve.heldOut.length - 1] = loss;
+    draw();
+    const among = Math.exp(loss) > vocabulary ? "" :
+      `: it hesitates as if among ${Math.exp(loss).toFixed(1)} equally likely letters`;
+    $("reading").textContent = `Held-out loss ${loss.toFixed(3)}${among}.` + (sentence && ` It is ${sentence}.`);
+    await write();
+  });
+}
+
+function draw() {
+  if (!globalThis.uPlot) return;                    // the chart's file has not come, or cannot
+  const line = (name) => curve.steps.map(() => scale[name]);
+  const data = [curve.steps, curve.losses, curve.recent, curve.heldOut, ...Object.keys(scale).map(line)];
+  if (!chart) {
+    const ink = (name) => getComputedStyle(document.body).getPropertyValue(name);
+    const dashed = (label) => ({ label, stroke: ink("--soft"), width: 1, dash: [4, 4], points: { show: false } });
+    const axis = { stroke: ink("--soft"), grid: { stroke: ink("--line"), width: 1 }, ticks: { show: false } };
+    chart = new uPlot({
+      width: $("chart").clientWidth || 320, height: 240, scales: { x: { time: false } },
+      axes: [axis, { ...axis, size: 40 }], cursor: { drag: { setScale: false } },
+      series: [{ label: "step" }, { label: "loss", stroke: ink("--faint"), width: 1, points: { show: false } },
+        { label: "of late", stroke: ink("--blue"), width: 2, points: { show: false } },
+        { label: "held out", stroke: ink("--orange"), width: 2, spanGaps: true, points: { show: true, size: 6 } },
+        ...Object.keys(scale).map(dashed)],
+      legend: { show: false }, hooks: { draw: [nameLines] },
+    }, data, $("chart"));
+    new ResizeObserver(() => chart.setSize({ width: $("chart").clientWidth, height: 240 })).observe($("chart"));
+  } else {
+    chart.setData(data);
+  }
+}
+
+// The counting models' names, on their lines, and the colours of the other lines.
+function nameLines({ ctx, bbox, valToPos }) {
+  const ink = (name) => getComputedStyle(document.body).getPropertyValue(name);
+  ctx.save();
+  ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
+  ctx.textAlign = "right";
+  ctx.fillStyle = ink("--soft");
+  let above = -Infinity;                            // where the last name was written: not on it again
+  for (const [name, loss] of Object.entries(scale).sort((a, b) => b[1] - a[1])) {
+    above = Math.max(valToPos(loss, "y", true) - 3 * devicePixelRatio, above + 13 * devicePixelRatio);
+    ctx.fillText(name, bbox.left + bbox.width, above);
+  }
+  ctx.restore();
+}
+
+// Another model, from a file, has come in the place of this one.
+export async function adopt(loaded) {
+  stale = !loaded.documents;
+  about = loaded;
+  if (!stale) await clear();
+  $("training").hidden = stale;
+  $("parameters").textContent = about.parameters.toLocaleString("en");
+  buttons();
+}
+
+function anew() {                                   // what was chosen has changed: the next is a new model
+  stale = true;
+  buttons();
+}
+
+export function setUp(whenChanged) {
+  changed = whenChanged;
+  for (const slider of sliders) {
+    showSlider(slider);
+    slider.addEventListener("input", () => { showSlider(slider); count(); });
+    slider.addEventListener("change", anew);
+  }
+  for (const radio of form.elements.text) radio.addEventListener("change", anew);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    chart?.destroy();                               // it has the colours that it was made with
+    chart = undefined;
+    if (curve) draw();
+  });
+  form.addEventListener("submit", go);
+  $("stop").addEventListener("click", stop);
+  $("again").addEventListener("click", async () => { await stop(); stale = true; await go(); });
+  const own = () => { form.elements.text.value = "own"; anew(); };
+  $("own-text").addEventListener("input", () => { stored.own = null; own(); });
+  const take = async (file) => {
+    if (!file) return;
+    stored.own = new Uint8Array(await file.arrayBuffer());
+    $("own-text").value = new TextDecoder().decode(stored.own.slice(0, 2000));
+    own();
+  };
+  $("own-file").addEventListener("change", (event) => take(event.target.files[0]));
+  $("own-text").addEventListener("dragover", (event) => event.preventDefault());
+  $("own-text").addEventListener("drop", (event) => {
+    if (event.dataTransfer.files.length) { event.preventDefault(); take(event.dataTransfer.files[0]); }
+  });
+  $("go").disabled = false;
+}

@@ -1,0 +1,93 @@
+// Python, away from the page: loads Pyodide, microgpt.py as it is, and bridge.py, and answers calls.
+//
+// A message is {id, method, args}; the answer {id, result} or {id, error}. While a training runs, each
+// turn of the event loop makes some steps of it and posts {progress}; a MessageChannel comes back for
+// the next turn, so other calls, such as stop, come in between. (setTimeout would wait 4 ms a turn.)
+
+const CDN = "https://cdn.jsdelivr.net/pyodide/v314.0.7/full/";
+const BYTES = 13.4e6;                               // of these files, unpacked
+const TURN = 40;                                    // milliseconds of training in a turn
+
+let bridge, pyodide, training = false;
+const next = new MessageChannel();
+next.port1.onmessage = turn;
+
+// Read Pyodide's large files ahead, to tell how far it is: Pyodide then finds them in the cache.
+let bytes = 0;
+async function read(address) {
+  const answer = await fetch(address);
+  if (!answer.ok) throw new Error(`${address} cannot be read: ${answer.status}`);
+  const reader = answer.body.getReader();
+  for (let part; !(part = await reader.read()).done;) {
+    bytes += part.value.length;
+    self.postMessage({ loaded: Math.min(1, bytes / BYTES) });
+  }
+}
+
+async function boot(source) {
+  const base = source ?? CDN;
+  const files = ["../../microgpt.py", "../graph.py", "bridge.py"];
+  const texts = Promise.all(files.map(async (file) => {
+    const answer = await fetch(new URL(file, self.location));
+    if (!answer.ok) throw new Error(`${file} cannot be read: ${answer.status}`);
+    return [file.split("/").at(-1), await answer.text()];
+  }));
+  await Promise.all(["pyodide.asm.wasm", "python_stdlib.zip", "pyodide.asm.mjs"].map((name) => read(base + name)));
+  const { loadPyodide } = await import(base + "pyodide.mjs");
+  pyodide = await loadPyodide({ indexURL: base });
+  pyodide.FS.mkdirTree("/playground/files");
+  for (const [name, text] of await texts) pyodide.FS.writeFile(`/playground/${name}`, text);
+  pyodide.runPython("import sys; sys.path.insert(0, '/playground')");
+  bridge = pyodide.pyimport("bridge");
+  self.playground = bridge.Playground("/playground/files");
+  return { python: pyodide.runPython("sys.version.split()[0]") };
+}
+
+function plain(value) {                             // what Python returned, as plain JavaScript
+  if (!(value instanceof pyodide.ffi.PyProxy)) return value;
+  const copy = value.toJs({ dict_converter: Object.fromEntries, create_pyproxies: false });
+  value.destroy();
+  return copy;
+}
+
+function call(name, args) {
+  const owner = name in OF_MODULE ? bridge : self.playground;
+  return plain(owner[name](...args.map((arg) => pyodide.toPy(arg))));
+}
+const OF_MODULE = { parameter_count: 1, expression: 1 };
+
+const METHODS = {
+  boot,
+  train() { training = true; next.port2.postMessage(0); },
+  stop() { training = false; },
+};
+
+function turn() {
+  if (!training) return;
+  try {
+    const progress = call("train", [TURN]);
+    if (progress.step >= progress.steps) training = false;
+    self.postMessage({ progress: { ...progress, running: training } });
+    if (training) next.port2.postMessage(0);
+  } catch (error) {
+    training = false;
+    self.postMessage({ progress: { error: words(error), running: false } });
+  }
+}
+
+function words(error) {                             // a Python traceback's last line, without its type
+  const last = String(error.message ?? error).trim().split("\n").at(-1);
+  if (/fatally failed|call stack|out of memory/i.test(last)) {
+    return "Python has stopped, as this was too much for it: reload the page";
+  }
+  return last.replace(/^[\w.]*(Error|Exception): /, "");
+}
+
+self.onmessage = async ({ data: { id, method, args } }) => {
+  try {
+    const result = method in METHODS ? await METHODS[method](...args) : call(method, args);
+    self.postMessage({ id, result });
+  } catch (error) {
+    self.postMessage({ id, error: words(error) });
+  }
+};
