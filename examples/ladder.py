@@ -61,12 +61,19 @@ def main(argv=None):
     args = parser.parse_args(argv)
     known = steps()
     if args.all or args.readme:
-        table = run_all()
+        try:
+            table = run_all()
+        except subprocess.CalledProcessError as error:
+            print(f"\nladder: {error.cmd[-1]} has failed", file=sys.stderr)
+            return 1
         print(f"\n{table}")
         if args.readme:
             readme = HERE.parent / "README.md"
             text = readme.read_bytes().decode("utf-8")
-            before, _, after = text.partition(HEAD)
+            before, head, after = text.partition(HEAD)
+            if not head:
+                print("ladder: README.md has no table to replace", file=sys.stderr)
+                return 1
             rest = after[re.match(r"(\|.*\n)*", after).end():]
             readme.write_bytes((before + table + rest).encode("utf-8"))
         return 0

@@ -1326,10 +1326,16 @@ def test_the_head_of_the_table_stands_once_in_readme():
     assert (ROOT / "README.md").read_bytes().decode().count(ladder.HEAD) == 1
 
 
-def test_a_step_that_fails_leaves_readme_alone(fakes):
+def test_a_step_that_fails_leaves_readme_alone(fakes, capsys):
     readme = fakes.parents[1] / "README.md"
     readme.write_text(ladder.HEAD)
     (fakes / "02_hen.py").write_text(FAKE.format(2, "hen", "9", "1.0", 1))
-    with pytest.raises(subprocess.CalledProcessError):
-        ladder.main(["--readme"])
+    assert ladder.main(["--readme"]) == 1 and "02_hen.py" in capsys.readouterr().err
     assert readme.read_text() == ladder.HEAD
+
+
+def test_a_readme_without_the_table_is_left_alone(fakes, capsys):
+    readme = fakes.parents[1] / "README.md"
+    readme.write_text("no table\n")
+    assert ladder.main(["--readme"]) == 1 and "table" in capsys.readouterr().err
+    assert readme.read_text() == "no table\n"

@@ -78,5 +78,5 @@ if __name__ == "__main__":
 #   rests when p is right. That is why no 27 weights are better than the frequencies: loss 2.91.)
 # - RATE = 1: (Ten times slower, the same way.) RATE = 100: (It leaps over the valley and comes
 #   out higher on the other side: the loss swings and does not settle.)
-# - NUDGE = 1e-13: (A computer keeps 16 digits, and the change drowns in the last: the slopes
-#   come in jumps of 0.002, and near the bottom they are nothing but noise.)
+# - NUDGE = 1e-13: (A computer keeps 16 digits, and the change drowns in the last: the slopes come
+#   in jumps of 0.002, and near the bottom they are noise, or 0.)

@@ -88,5 +88,5 @@ if __name__ == "__main__":
 # - What follows q is learned later than what follows a. Why? (One token in 900 is a q, so the
 #   slopes of its row are small. Adam, in step 10, looks at how large a weight's slopes are.)
 # - STEPS = 20: how much is there already? (Most of it: 2.67. The rest comes slowly.)
-# - How many rows for the two tokens before? For ten? (27 * 27, most of which see a few names or
-#   none; 27^10, which is 25,000 for every human being. Therefore step 7.)
+# - How many rows for the two tokens before? For ten? (27 * 27, half of which see 22 names or
+#   fewer; 27^10, which is 25,000 for every human being. Therefore step 7.)

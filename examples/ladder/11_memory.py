@@ -129,7 +129,7 @@ if __name__ == "__main__":
 
 # Predict, then run:
 # - How much must be remembered to get "because" right? (No length is enough: what was never read
-#   cannot be looked up. The more it remembers, the surer it is of the wrong animals.)
+#   cannot be looked up. From three tokens on it is sure of the wrong animals.)
 # - Why do ten tokens serve names worse than three? (What was seen once proves little. The names
 #   that it has read it then knows by heart, and its loss on them is no measure of anything.)
 # - Which is the better model of names? (This one, after a second; the GPT of step 10 after two
