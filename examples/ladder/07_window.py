@@ -9,7 +9,7 @@ the logits. All these weights are learned at once. They start as small random nu
 better than an exact one later. (Source: Bengio, Ducharme, Vincent and Jauvin 2003, "A Neural
 Probabilistic Language Model".)
 
-    python examples/ladder/07_window.py         # 6 seconds
+    python examples/ladder/07_window.py         # 8 seconds
 
 In microgpt.py: chapter "Layers", `embedding`, `linear`, `gelu`; "Tensor". Before: 06_pairs.py.
 """

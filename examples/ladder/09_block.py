@@ -8,7 +8,7 @@ sees it at one scale. Several heads: each half of the row looks around for itsel
 al. 2015, "Deep Residual Learning"; Ba, Kiros and Hinton 2016, "Layer Normalization"; Vaswani et
 al. 2017.) Then each part is removed in turn: same sentences, same seed, same numbers at the start.
 
-    python examples/ladder/09_block.py          # 15 seconds on two cores
+    python examples/ladder/09_block.py          # 20 seconds on two cores
 
 In microgpt.py: chapters "Layers", `layernorm`, and "GPT". Before: 08_attention.py.
 """

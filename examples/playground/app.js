@@ -20,7 +20,8 @@ function source() {
   return address.href;
 }
 
-function ready(about) {                             // there is a model, or it has changed
+// There is a model, or it has changed; while it is training, only what costs little is shown anew.
+function ready(about, training = false) {
   for (const id of ["draw", "write", "look", "download"]) $(id).disabled = false;
   $("top_k").max = about.vocab.length;
   showSlider($("top_k"));
@@ -29,7 +30,7 @@ function ready(about) {                             // there is a model, or it h
   if (!known($("text").value)) $("text").value = about.example;
   if (!known($("prefix").value)) generate.clear();
   generate.show();
-  inside.show();
+  if (!training) inside.show();
 }
 
 async function main() {

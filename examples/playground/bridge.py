@@ -21,7 +21,7 @@ import graph  # examples/graph.py
 
 import microgpt
 
-LOOK = 100                              # held-out windows in a look at the held-out loss
+LOOK = 60                               # held-out windows in a look at the held-out loss
 SHOWN = 100                             # tokens in a picture, if a model has more
 DEEPEST = 30                            # brackets in brackets: more would overflow the stack
 

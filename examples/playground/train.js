@@ -4,7 +4,7 @@ import { $, attempt, make, showSlider, sliderValue } from "./page.js";
 import { onProgress, python } from "./python.js";
 
 const SHAPE = ["n_layer", "n_head", "n_embd", "block_size"];
-const DRAW_EVERY = 100, LOOK_EVERY = 2000, WRITE_EVERY = 3000;     // milliseconds between curves, looks
+const DRAW_EVERY = 100, LOOK_EVERY = 4000, WRITE_EVERY = 3000;     // milliseconds between curves, looks
 const form = $("options"), sliders = [...form.querySelectorAll("input[type=range]")];
 const stored = { names: null, own: null };
 let chart, curve, scale, running = false, stale = true, about, vocabulary = 27, changed = () => {};
@@ -120,7 +120,7 @@ onProgress((progress) => attempt($("train-error"), async () => {
   if (now - wrote > WRITE_EVERY) {
     wrote = now;
     await write();
-    changed(about);
+    changed(about, true);
   }
 }));
 

@@ -6,7 +6,7 @@
 
 const CDN = "https://cdn.jsdelivr.net/pyodide/v314.0.7/full/";
 const BYTES = 13.4e6;                               // of these files, unpacked
-const TURN = 40;                                    // milliseconds of training in a turn
+const TURN = 60;                                    // milliseconds of training in a turn
 
 let bridge, pyodide, training = false;
 const next = new MessageChannel();
