@@ -75,11 +75,11 @@ def main():
     shares, held_out = shares_of(names, tokenizer), shares_of(held_out[:500], tokenizer)
 
     weights = [0.0] * tokenizer.vocab_size
-    nudged, backward = (f(weights, shares) for f in (gradient_by_nudging, gradient_by_backward))
+    up_down, backward = (f(weights, shares) for f in (gradient_by_nudging, gradient_by_backward))
     print("token   by nudging  by backward")
     for i in tokenizer.encode("aeiouqz"):
-        print(f"{tokenizer.decode([i]):5} {nudged[i]:12.8f} {backward[i]:12.8f}")
-    difference = max(abs(slope - other) for slope, other in zip(nudged, backward))
+        print(f"{tokenizer.decode([i]):5} {up_down[i]:12.8f} {backward[i]:12.8f}")
+    difference = max(abs(slope - other) for slope, other in zip(up_down, backward))
     print(f"Largest difference of all {len(weights)}: {difference:.0e}")
     for n in len(weights), 729:                         # 729 weights has the table of step 6
         args = [0.0] * n, [1 / n] * n
