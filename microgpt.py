@@ -161,6 +161,7 @@ class Value:
         self.local_grads = local_grads      # d self / d child, for each of them
 
     lift = classmethod(lambda cls, x: _map(cls, x))     # floats -> Values, in the same shape
+    gradient = staticmethod(lambda x: _map(lambda v: v.grad or _zeros(v.data), x))      # and back
     def __repr__(self): return f"{type(self).__name__}(data={self.data}, grad={self.grad})"
     def __float__(self): return float(self.data)
 
@@ -236,25 +237,22 @@ class Value:
         # 2) From the loss down, each Value hands its gradient on.
         self.grad += 1.0                    # d self / d self
         for node in reversed(order):
-            node._hand_on()
+            node.hand_on()
 
-    def _hand_on(self):
+    def hand_on(self):
         """The chain rule: d loss / d child += d self / d child * d loss / d self."""
         grad = self.grad
         for child, local_grad in zip(self.children, self.local_grads):
             child.grad += local_grad * grad
 
-def _map(function, x):
-    """The function of every number of a number, a row or rows."""
-    if not isinstance(x, (list, tuple)):
-        return function(x)
-    return [_map(function, y) if isinstance(y, (list, tuple)) else function(y) for y in x]
+def _map(function, x):              # each number of a number, a row or rows
+    return [_map(function, y) for y in x] if isinstance(x, (list, tuple)) else function(x)
 def _zeros(x): return _map(lambda _: 0.0, x)
-def _rows(x): return [x] if isinstance(x[0], (int, float)) else x       # a row or rows -> rows
+def _rows(x): return x if hasattr(x[0], "__len__") else [x]     # a row or rows -> rows
 
-def gradients(params):
+def gradients(params, number=Value):
     """What backward() left in lifted parameters, or zeros -> {name: floats of their shape}."""
-    return {name: _map(lambda v: v.grad or _zeros(v.data), x) for name, x in params.items()}
+    return {name: number.gradient(x) for name, x in params.items()}
 
 def gradcheck(f, params, number=Value, step=1e-5, tolerance=1e-6):
     """Is every derivative what nudging says it is? Returns the largest difference. f takes params,
@@ -279,7 +277,7 @@ def gradcheck(f, params, number=Value, step=1e-5, tolerance=1e-6):
         return error
     lifted = {name: number.lift(x) for name, x in params.items()}
     f(lifted).backward()
-    return max(check(params, name, claimed, name) for name, claimed in gradients(lifted).items())
+    return max(check(params, name, x, name) for name, x in gradients(lifted, number).items())
 
 # === 4. Layers =============================== ladder: weights, loss, window, attention, block ===
 # A GPT is a few formulas applied over and over, each written here in plain arithmetic on rows of
@@ -340,6 +338,8 @@ def softmax(row):
 @singledispatch
 def embedding(table, ids):
     """Each id's row of the table: [n_rows, n_embd], [n_tokens] -> [n_tokens, n_embd]."""
+    for i in ids:
+        _need(0 <= i < len(table), f"{i} is not in 0 to {len(table) - 1}: no token or position")
     return [table[i] for i in ids]
 
 @singledispatch
@@ -480,9 +480,8 @@ class GPT:
         scales = {"wpe": 0.5, "c_proj": 1 / math.sqrt(2 * self.config.n_layer)}
         for name, shape in parameter_shapes(self.config).items():
             s = std * math.prod(scale for part, scale in scales.items() if part in name)
-            if len(shape) == 1:
-                params[name] = [1.0 if name.endswith("weight") else 0.0] * shape[0]
-            else:
+            params[name] = [1.0 if name.endswith("weight") else 0.0] * shape[0]
+            if len(shape) == 2:
                 params[name] = [[rng.gauss(0, s) for _ in range(shape[1])] for _ in range(shape[0])]
         return params
 
@@ -502,14 +501,9 @@ class GPT:
             if trace is not None:
                 trace[name] = x
             return x
-        def layer(function, name, x):
-            return see(name, function(x, p[name + ".weight"], p[name + ".bias"]))
+        def layer(f, name, x): return see(name, f(x, p[name + ".weight"], p[name + ".bias"]))
         start = len(cache[0][0]) if cache else 0
-        positions = positions or range(start, start + len(tokens))
-        for name, ids, size in (("token", tokens, self.config.vocab_size),
-                                ("position", positions, self.config.block_size)):
-            for i in ids:
-                _need(0 <= i < size, f"{name} {i} is not in 0 to {size - 1}")
+        positions = range(start, start + len(tokens)) if positions is None else positions
         x = see("embeddings", add(embedding(p["wte.weight"], tokens),
                                   embedding(p["wpe.weight"], positions)))
         for i in range(self.config.n_layer):
@@ -548,8 +542,7 @@ class AdamW:
     def __init__(self, params, beta1=0.8, beta2=0.97, eps=1e-8, weight_decay=0.0):
         self.params, self.steps = params, 0
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
-        self.m = {name: _zeros(x) for name, x in params.items()}
-        self.v = {name: _zeros(x) for name, x in params.items()}
+        self.m, self.v = ({name: _zeros(x) for name, x in params.items()} for _ in "mv")
 
     def step(self, gradients, lr, factor=1.0):
         """Move every parameter once, against its gradient times the factor, at learning rate lr."""
@@ -583,9 +576,8 @@ def clip_factor(gradients, limit):
 def learning_rate(step, steps, peak, warmup=0):
     """Up in a line to the peak over `warmup` steps, then down in a line to 0 after the last.
     Rising, Adam's averages get over their first noise; falling, the parameters come to rest."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (steps - step) / (steps - warmup)
+    return (peak * (step + 1) / warmup if step < warmup else
+            peak * (steps - step) / (steps - warmup))
 
 # === 7. Tensor ================================================================ ladder: window ===
 # A graph of single numbers shows everything and is slow: ten thousand nodes for one short name. A
@@ -623,7 +615,7 @@ class Tensor(Value):
             raise TypeError("a Tensor of many numbers has no arithmetic: use a layer, or t[0][0]")
         return self
 
-    def _hand_on(self):
+    def hand_on(self):
         for child, grad in zip(self.children, self.local_grads(self.grad)):
             child.grad = _sum(child.grad, grad) if child.grad else grad    # 0.0: none yet
 
@@ -769,14 +761,14 @@ def batch_gradients(model, batch, engine="tensor", share=1.0):
         lifted = model.lift(ENGINES[engine])
         loss = lifted.loss(batch) * share
         loss.backward()
-        return float(loss), gradients(lifted.params)
+        return float(loss), gradients(lifted.params, ENGINES[engine])
     finally:
         if collecting:
             gc.enable()
 
 def evaluate(model, windows, most=500):
     """The mean loss of a model of floats on windows, in nats a token; 500 give it to about 0.02."""
-    losses = [model.loss([w]) * (len(w) - 1) for w in windows[:most]]
+    losses = [float(model.loss([w])) * (len(w) - 1) for w in windows[:most]]
     loss = sum(losses) / sum(len(w) - 1 for w in windows[:most])
     _need(math.isfinite(loss), f"the loss is {loss}: training diverged", ArithmeticError)
     return loss
@@ -810,27 +802,32 @@ class Trainer:
             self.close()
             raise StopIteration
         started, batch = time.perf_counter(), self.batch(self.step)
-        n = min(config.workers, len(batch))
-        parts = [batch[i::n] for i in range(n)]
-        counts = [sum(len(window) - 1 for window in part) for part in parts]
-        losses, grads = zip(*self._parallel_map()(
-            batch_gradients, [self.model] * n, parts, [config.engine] * n,
-            [count / sum(counts) for count in counts]))
-        loss, grads = sum(losses), {x: reduce(_sum, [g[x] for g in grads]) for x in grads[0]}
+        lr = learning_rate(self.step, config.steps, config.lr, config.warmup)
+        loss, grads, factor = self.gradients(batch)
         _need(math.isfinite(loss), f"loss is {loss} at step {self.step + 1}: training diverged, "
               "try a smaller lr", ArithmeticError)
-        lr = learning_rate(self.step, config.steps, config.lr, config.warmup)
-        self.optimizer.step(grads, lr, clip_factor(grads, config.clip))
+        self.optimizer.step(grads, lr, factor)
         self.step += 1
         self.losses.append(loss)
-        speed = sum(counts) / (time.perf_counter() - started)
+        speed = sum(len(window) - 1 for window in batch) / (time.perf_counter() - started)
         look = config.eval_every and self.step % config.eval_every == 0 and self.val_windows
         val_loss = evaluate(self.model, self.val_windows) if look else None
         return Step(self.step, loss, lr, speed, val_loss)
 
+    def gradients(self, batch):
+        """A batch's loss, its gradients and the factor that clips them; workers share the windows.
+        On other numbers this is done another way, as is the optimizer's part: examples/engines/."""
+        n = min(self.config.workers, len(batch))
+        parts = [batch[i::n] for i in range(n)]
+        counts = [sum(len(window) - 1 for window in part) for part in parts]
+        losses, grads = zip(*self._parallel_map()(
+            batch_gradients, [self.model] * n, parts, [self.config.engine] * n,
+            [count / sum(counts) for count in counts]))
+        grads = {x: reduce(_sum, [g[x] for g in grads]) for x in grads[0]}
+        return sum(losses), grads, clip_factor(grads, self.config.clip)
+
     def _parallel_map(self):
-        """map, by this process or by several: each takes its share of the windows of a batch, which
-        are independent. Same seed, same number of workers: the same bits."""
+        """map, by one process or several. Same seed, same number of workers: the same bits."""
         if self.config.workers > 1 and self.executor is None:
             import signal
             from concurrent.futures import ProcessPoolExecutor
@@ -838,6 +835,8 @@ class Trainer:
                 self.config.workers, None, signal.signal, (signal.SIGINT, signal.SIG_IGN))
         return self.executor.map if self.executor else map
 
+    def about(self): return f"{self.config.engine} engine"                  # For the command line:
+    def rate(self, speed): return f"{speed:,.0f} tokens/s"                  # what runs, how fast.
     def close(self):
         """Let worker processes go, if the Trainer started any."""
         if self._pool:
@@ -1004,7 +1003,7 @@ GPT2 = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_eps
         "tie_word_embeddings": True, "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False}       # which other models may have otherwise
 FLOATS = {"F64": ("d", 8), "F32": ("f", 4), "F16": ("e", 2), "BF16": ("f", 2)}     # code, bytes
-MOST_PARAMETERS = 10 ** 7       # larger models are read as arrays of 4-byte floats, to be run
+MOST_PARAMETERS = 10 ** 7           # larger models are read as arrays of 4-byte floats, to be run
 
 def _save(directory, files):
     """Write {name: pieces of bytes} into a directory: all of them or, whatever happens, none.
@@ -1081,8 +1080,9 @@ def _write_tensors(tensors, dtype="F64", **metadata):
             _need(all(map(math.isfinite, row)), f"{name} has numbers that are not finite")
             yield struct.pack(f"<{len(row)}{FLOATS[dtype][0]}", *row)
 
-def _read_tensors(file, shapes, row=list):
+def _read_tensors(file, shapes, code="d"):
     """A .safetensors file of just these shapes -> {name: row or rows}, metadata."""
+    row = partial(array, code) if sum(map(math.prod, shapes.values())) > MOST_PARAMETERS else list
     size = os.fstat(file.fileno()).st_size
     data = 8 + int.from_bytes(file.read(8), "little")
     _need(8 < data <= min(size, 10 ** 8), f"its {size:,} bytes have a header up to {data:,}")
@@ -1172,17 +1172,17 @@ def load_tokenizer(directory):
               f"beside it {tokenizer.vocab_size}: they do not belong together")
     return tokenizer
 
-def _save_model(self, directory, tokenizer=None, also=(), **metadata):
+def _save_model(self, directory, tokenizer=None, also=(), write=_write_tensors, **metadata):
     """Save a model, and its tokenizer, as a directory that transformers opens too. Raises OSError
-    if that fails, ValueError if a number is not finite; what was there before then stays."""
+    or, if a number is not finite, ValueError; then all is as before. `write` makes the bytes."""
     end = tokenizer.end if tokenizer else self.config.vocab_size - 1
-    dtype = "F32" if isinstance(self.params["wte.weight"][0], array) else "F64"
+    dtype = "F64" if parameter_count(self.config) <= MOST_PARAMETERS else "F32"
     _save(directory, {
         **(_tokenizer_files(tokenizer) if tokenizer else {}), **dict(also),
         "config.json": _json(
             **GPT2, **asdict(self.config), n_positions=self.config.block_size, bos_token_id=end,
             eos_token_id=end, architectures=["GPT2LMHeadModel"], dtype=dtype.replace("F", "float")),
-        "model.safetensors": _write_tensors(self.params, dtype, **metadata)})
+        "model.safetensors": write(self.params, dtype, **metadata)})
 
 def _load_model(directory):
     """The GPT that `save` or transformers put there; ValueError names a file that is not sound."""
@@ -1194,26 +1194,24 @@ def _load_model(directory):
         for name, ours in {**GPT2, "n_inner": inner}.items():
             _need(found.get(name, ours) == ours, f"{name} is {found.get(name)!r}, not {ours!r}")
     with _reading(directory, "model.safetensors") as file:
-        row = list if parameter_count(config) <= MOST_PARAMETERS else partial(array, "f")
-        params, metadata = _read_tensors(file, parameter_shapes(config), row)
+        params, metadata = _read_tensors(file, parameter_shapes(config), "f")
     model = GPT(config, params)
     model.step = metadata.get("step")       # of the training that it comes from
     return model
 
-def _fingerprint(trainer):
-    data = trainer.config.seed, trainer.documents, trainer.val_documents
-    return str(zlib.crc32(json.dumps(data).encode()))
+def _fingerprint(of):
+    return str(zlib.crc32(json.dumps([of.config.seed, of.documents, of.val_documents]).encode()))
 
-def _save_trainer(self, directory):
+def _save_trainer(self, directory, write=_write_tensors):
     """Save a training between two steps, model and tokenizer included, as `GPT.save` does."""
     state = {"step": str(self.step), "documents": _fingerprint(self),
              "config": json.dumps(asdict(self.config))}
     moments = {f"{moment}.{name}": x for moment in "mv"
                for name, x in getattr(self.optimizer, moment).items()}
-    self.model.save(directory, self.tokenizer, step=state["step"],
-                    also={"trainer.safetensors": _write_tensors(moments, **state)})
+    self.model.save(directory, self.tokenizer, {"trainer.safetensors": write(moments, **state)},
+                    write, step=state["step"])
 
-def _load_trainer(directory, documents, executor=None, **changes):
+def _load_trainer(cls, directory, documents, executor=None, **changes):
     """Go on with a saved training as if it had never stopped (but `losses` begin anew). `documents`
     must be those it began with; `changes` are to its TrainConfig, such as more steps."""
     model, tokenizer = GPT.load(directory), load_tokenizer(directory)
@@ -1223,17 +1221,18 @@ def _load_trainer(directory, documents, executor=None, **changes):
         _need(state["step"] == model.step and re.fullmatch("[0-9]{1,10}", model.step),
               "it is not of the model that is saved here (or just now being saved: try again)")
         config = replace(TrainConfig(**_from_json(state["config"])), **changes)
-        trainer = Trainer(model, tokenizer, documents, config, executor)
+        trainer = cls(model, tokenizer, documents, config, executor)
         _need(state.get("documents") == _fingerprint(trainer), "its training began with other "
               "documents, or another seed or val_fraction")
     for name, x in moments.items():
         _need(name[0] == "m" or min(map(min, _rows(x))) >= 0, f"{directory}: {name} is negative")
-        getattr(trainer.optimizer, name[0])[name[2:]] = x
+    m, v = ({x: moments[f"{moment}.{x}"] for x in shapes} for moment in "mv")
+    trainer.optimizer.m, trainer.optimizer.v = m, v
     trainer.step = trainer.optimizer.steps = int(model.step)
     return trainer
 
 GPT.save, GPT.load = _save_model, staticmethod(_load_model)
-Trainer.save, Trainer.load = _save_trainer, staticmethod(_load_trainer)
+Trainer.save, Trainer.load = _save_trainer, classmethod(_load_trainer)
 
 # === 12. Looking inside ========================================== ladder: loss, pairs, memory ===
 # How sure was the model of each token, and is its loss any good? A loss says little by itself, as
@@ -1336,24 +1335,25 @@ def _beside(*parts):
     return max((os.path.join(place, *parts) for place in places), key=os.path.exists)
 
 def _prepare(args, given):
-    def pick(kind, options):       # those that are fields of the config
-        return {name: x for name, x in options.items() if name in kind.__dataclass_fields__}
+    def pick(cls, options):         # those that are fields of the config
+        return {name: x for name, x in options.items() if name in cls.__dataclass_fields__}
     _need(args.tokenizer in ("char", "bpe"), f"tokenizer is {args.tokenizer!r}, not char or bpe")
     documents = load_documents(args.words[0] if args.words else _beside("data", "names.txt"))
     if args.resume:
-        trainer = Trainer.load(args.resume, documents, **pick(TrainConfig, given))
+        trainer = args.trainer.load(args.resume, documents, **pick(TrainConfig, given))
         kept, changed = asdict(trainer.model.config), pick(Config, given)
         _need({**kept, **changed} == kept, f"{args.resume} has {kept}: {changed} cannot be")
         _need(trainer.step < trainer.config.steps, f"{args.resume} has made its {trainer.step:,} "
               f"steps: to go on, give more, such as --steps {2 * trainer.step}")
     else:
-        training, shape = (kind(**pick(kind, vars(args))) for kind in (TrainConfig, Config))
+        training, shape = (cls(**pick(cls, vars(args))) for cls in (TrainConfig, Config))
         tokenizer = (CharTokenizer(documents) if args.tokenizer == "char" else
                      BPETokenizer.train(documents, args.vocab_size))
         shape = replace(shape, vocab_size=tokenizer.vocab_size)
         n = parameter_count(shape)
-        _need(n <= MOST_PARAMETERS, f"{n:,} parameters: try smaller n_embd, n_layer, block_size")
-        trainer = Trainer(GPT(shape, seed=args.seed), tokenizer, documents, training)
+        _need(n <= MOST_PARAMETERS or args.trainer is not Trainer,
+              f"{n:,} parameters: try smaller n_embd, n_layer, block_size")
+        trainer = args.trainer(GPT(shape, seed=args.seed), tokenizer, documents, training)
     trainer.tokenizer.encode(args.prompt)
     args.save = args.save or args.resume
     os.makedirs(args.save or ".", exist_ok=True)
@@ -1376,7 +1376,7 @@ def _train(trainer, say, directory):
                 left = round((now - started) / (step.step - first) * (steps - step.step))
                 bar = f"[{'#' * (12 * step.step // steps):.<12}]" if live else "step"
                 line = (f"{bar} {step.step:,}/{steps:,}  loss {_recent(trainer.losses):.3f}"
-                        f"{held_out}  {speed:,.0f} tokens/s  {left // 60}:{left % 60:02} left")
+                        f"{held_out}  {trainer.rate(speed)}  {left // 60}:{left % 60:02} left")
                 say(f"\r{line:{WIDTH}.{WIDTH}}" if live else line, end="" if live else "\n")
             if directory and (last or now - saved > SAVE_EVERY):
                 trainer.save(directory)
@@ -1399,7 +1399,7 @@ def _learn(args, given, writing):
         f"{''.join(filter(str.isprintable, letters))[:40]}\n"
         f"model       {', '.join(f'{name} {x}' for name, x in asdict(c).items())}\n"
         f"parameters  {parameter_count(c):,}\ntraining    {t.steps:,} steps of {t.batch_size} "
-        f"windows, lr {t.lr}, {t.engine} engine\n")
+        f"windows, lr {t.lr}, {trainer.about()}\n")
     _train(trainer, say, args.save)
     say(f"saved       in {args.save}: python microgpt.py sample {args.save}\n" if args.save else "")
     loss = evaluate(trainer.model, trainer.val_windows or trainer.windows)
@@ -1446,7 +1446,7 @@ def _tokenize(args, given, writing):
         print(f"{i:7}  " + shade.format((3, 6)[n % 2], repr(tokenizer.decode([i]))))
     print(f"{len(args.words[1]):,} characters, {len(ids):,} tokens")
 
-def _run(argv):
+def _run(argv, trainer):
     example = _beside("examples", f"{argv[0]}.py") if argv and argv[0].isidentifier() else ""
     if os.path.exists(example):
         import runpy
@@ -1464,7 +1464,7 @@ def _run(argv):
     words = given.pop("words")
     commands = {"train": (_learn, 0, 1), "sample": (_sample, 1), "tokenize": (_tokenize, 2)}
     run, *counts = commands[words.pop(0) if words and words[0] in commands else "train"]
-    args = argparse.Namespace(words=words, **{**DEFAULTS, **given})
+    args = argparse.Namespace(words=words, trainer=trainer, **{**DEFAULTS, **given})
     if args.help:
         return parser.print_help()
     _need(len(words) in counts, f"{words} fits none: [train] [FILE], sample DIR, tokenize DIR TEXT")
@@ -1473,12 +1473,12 @@ def _run(argv):
     sample([0.0], args.temperature, args.top_k, args.top_p)
     run(args, given, {name: vars(args)[name] for name in WRITING})
 
-def main(argv=None):
-    """The command `python microgpt.py`; returns the exit status."""
+def main(argv=None, trainer=Trainer):
+    """The command `python microgpt.py`, with a kind of Trainer; returns the exit status."""
     try:
         if hasattr(sys.stdout, "reconfigure"):      # for a terminal that lacks a letter
             sys.stdout.reconfigure(errors="backslashreplace")
-        status = _run(sys.argv[1:] if argv is None else list(argv)) or 0
+        status = _run(sys.argv[1:] if argv is None else list(argv), trainer) or 0
         print(end="", flush=True)
         return status
     except KeyboardInterrupt:

@@ -148,7 +148,7 @@ def test_piece_by_piece_with_a_cache_the_logits_are_those_of_the_whole(model, co
 def test_a_cache_that_is_full_is_an_error(model, contexts):
     cache = model.new_cache()
     model(contexts[-1], cache=cache)
-    with pytest.raises(ValueError, match="position 8"):
+    with pytest.raises(ValueError, match="8 is not in 0 to 7"):
         model([0], cache=cache)
 
 

@@ -138,11 +138,11 @@ def test_a_config_cannot_be_changed():
 
 def test_positions_beyond_the_block_are_refused():
     model = GPT(Config(vocab_size=3, block_size=4))
-    with pytest.raises(ValueError, match="position 4 is not in 0 to 3"):
+    with pytest.raises(ValueError, match="4 is not in 0 to 3: no token or position"):
         model([0, 1, 2, 0, 1])
     cache = model.new_cache()
     model([0, 1, 2, 0], cache=cache)
-    with pytest.raises(ValueError, match="position 4"):
+    with pytest.raises(ValueError, match="4 is not in 0 to 3"):
         model([1], cache=cache)
 
 
@@ -151,5 +151,5 @@ def test_positions_beyond_the_block_are_refused():
 def test_ids_outside_the_vocabulary_are_refused(tokens, number):
     model = GPT(Config(vocab_size=3))
     model = model.lift(number) if number else model
-    with pytest.raises(ValueError, match=f"token {tokens[0]} is not in 0 to 2"):
+    with pytest.raises(ValueError, match=f"{tokens[0]} is not in 0 to 2: no token or position"):
         model(tokens)
