@@ -470,9 +470,9 @@ class GPT:
     """A GPT-2: a Config and, under GPT-2's names, parameters that are rows of numbers."""
     def __init__(self, config, params=None, seed=0):
         self.config = config
-        self.params = params or self._initial_params(random.Random(seed))
+        self.params = params or self.initial_params(random.Random(seed))
 
-    def _initial_params(self, rng):
+    def initial_params(self, rng):
         """Gains 1, biases 0, weights random: with GPT-2's deviation of 0.02 (positions 0.01) at its
         width of 768, and larger in narrower models, whose sums have fewer terms. The layers that
         add to the row, two in a block, start smaller: many blocks shall not add up to too much."""
@@ -802,10 +802,10 @@ class Trainer:
             self.close()
             raise StopIteration
         started, batch = time.perf_counter(), self.batch(self.step)
-        lr = learning_rate(self.step, config.steps, config.lr, config.warmup)
         loss, grads, factor = self.gradients(batch)
         _need(math.isfinite(loss), f"loss is {loss} at step {self.step + 1}: training diverged, "
               "try a smaller lr", ArithmeticError)
+        lr = learning_rate(self.step, config.steps, config.lr, config.warmup)
         self.optimizer.step(grads, lr, factor)
         self.step += 1
         self.losses.append(loss)

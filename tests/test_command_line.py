@@ -571,7 +571,7 @@ def test_ctrl_c_twice_ends_it_at_once(capsys, interrupt):
 
 
 @pytest.mark.parametrize("ctrl_c", [0, 1])
-def test_no_worker_outlives_main(ctrl_c, capsys, monkeypatch, interrupt):
+def test_no_worker_outlives_main(ctrl_c, capsys, interrupt):
     class Kept(microgpt.Trainer):       # so that it is not for the garbage collector to end them
         kept = []
 
@@ -579,9 +579,8 @@ def test_no_worker_outlives_main(ctrl_c, capsys, monkeypatch, interrupt):
             super().__init__(*args)
             self.kept.append(self)
 
-    monkeypatch.setattr(microgpt, "Trainer", Kept)
     interrupt(times=ctrl_c)
-    assert microgpt.main([*TINY, "--steps", "4", "--workers", "2"]) == 0
+    assert microgpt.main([*TINY, "--steps", "4", "--workers", "2"], Kept) == 0
     assert ("stopped by Ctrl-C" in capsys.readouterr().out) == bool(ctrl_c)
     assert Kept.kept and multiprocessing.active_children() == []
 

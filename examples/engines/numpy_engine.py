@@ -71,24 +71,35 @@ def layer(definition):
     return register
 
 
+@lru_cache(64)
+def row(n, x, dtype):
+    """n times x. For narrow arrays a product with such a row is NumPy's quickest sum."""
+    return np.full(n, x, dtype)
+
+
 def mean(x):
-    """The mean of each row: [n, m] -> [n, 1]. A product with 1/m is quicker than a sum."""
-    return (x @ np.full(x.shape[1], 1 / x.shape[1], x.dtype))[:, None]
+    """The mean of each row: [n, m] -> [n, 1]."""
+    return (x @ row(x.shape[1], 1 / x.shape[1], x.dtype))[:, None]
+
+
+def total(x):
+    """The sum of all rows: [n, m] -> [m]."""
+    return row(len(x), 1, x.dtype) @ x
 
 
 @layer(microgpt.softmax)
 def softmax(x):
     """Over the last dimension, of however many."""
-    e = np.exp(x - x.max(-1, keepdims=True))
-    p = e / e.sum(-1, keepdims=True)
-    return p, lambda dy: [p * (dy - (p * dy).sum(-1, keepdims=True))]
+    p = np.exp(x - x.max(-1, keepdims=True))
+    p /= (p @ row(x.shape[-1], 1, x.dtype))[..., None]
+    return p, lambda dy: [p * (dy - np.einsum("...i,...i", p, dy)[..., None])]
 
 
 @layer(microgpt.embedding)
 def _(table, ids):
+    if min(ids) < 0 or max(ids) >= len(table):
+        microgpt.embedding(range(len(table)), ids)          # says which, and raises
     ids = np.asarray(ids)
-    if ids.min() < 0 or ids.max() >= len(table):
-        microgpt.embedding(range(len(table)), ids.tolist())         # says which, and raises
 
     def rule(dy):
         d_table = np.zeros_like(table)
@@ -106,7 +117,7 @@ def _(x, y):
 def _(x, weight, bias=None):
     y = x @ weight.T
     return (y if bias is None else y + bias), lambda dy: (
-        dy @ weight, dy.T @ x, np.ones(len(dy), dy.dtype) @ dy)     # the last if there is a bias
+        dy @ weight, dy.T @ x, total(dy))           # the last if there is a bias
 
 
 @layer(microgpt.layernorm)
@@ -116,8 +127,8 @@ def _(x, gain, bias, eps=1e-5):
     n = centred * s
 
     def rule(dy):
-        u, ones = dy * gain, np.ones(len(dy), dy.dtype)
-        return s * (u - mean(u) - n * mean(u * n)), ones @ (dy * n), ones @ dy
+        u = dy * gain
+        return s * (u - mean(u) - n * mean(u * n)), total(dy * n), total(dy)
     return n * gain + bias, rule
 
 
@@ -168,7 +179,7 @@ def _(x, positions, n_head, past=None, heads=None):
         k, v = np.array(past[0])[None], np.array(past[1])[None]
     q, k, v = cut(q), cut(k), cut(v)
     A, through_softmax = softmax(
-        q @ k.swapaxes(2, 3) * scale + mask(k.shape[2], x.dtype.name)[start:])
+        q @ k.swapaxes(2, 3) * scale + mask(k.shape[2], x.dtype)[start:])
     for i, head in enumerate(heads or ()):
         head += [A[b, i, t, :start + t + 1].tolist() for b, t in zip(window, place)]
 
