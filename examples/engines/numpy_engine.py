@@ -1,11 +1,11 @@
 """The same model on NumPy: microgpt's layers for arrays, so that a whole batch is computed at once.
 
-    python examples/engines/numpy_engine.py                         # as microgpt.py, and much faster
+    python examples/engines/numpy_engine.py                     # as microgpt.py, and much faster
     python examples/engines/numpy_engine.py poems.txt --n-embd 128 --n-layer 4 --block-size 128
-    python examples/engines/numpy_engine.py --dtype float32 ...     # wide models: twice as fast
+    python examples/engines/numpy_engine.py --dtype float32 ... # wide models: twice as fast
 
-All options of microgpt.py are there, and what --save keeps is what microgpt.py keeps: it writes with
-`python microgpt.py sample DIR`, and a training may go on here or there (--resume). As a library:
+All options of microgpt.py are there, and what --save keeps is what microgpt.py keeps: it writes
+with `python microgpt.py sample DIR`, and a training may go on here or there (--resume). A library:
 
     import microgpt, numpy_engine
     trainer = numpy_engine.NumpyTrainer(model, tokenizer, documents, microgpt.TrainConfig())
@@ -35,8 +35,8 @@ except ImportError:
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-import microgpt  # noqa: E402
-from microgpt import GELU, AdamW, TrainConfig, Trainer, Value  # noqa: E402
+import microgpt
+from microgpt import GELU, AdamW, TrainConfig, Trainer, Value
 
 
 class Array(Value):
@@ -149,8 +149,8 @@ def mask(n, dtype):
 @layer(microgpt.attention)
 def _(x, positions, n_head, past=None, heads=None):
     # The packed rows are spread out, [n, 3C] -> [B, T, 3C] for B windows of at most T tokens, and
-    # cut into heads, [B, n_head, T, d]. Rows that a short window leaves empty come after its own, so
-    # no token looks at them; their gradients are 0.
+    # cut into heads, [B, n_head, T, d]. Rows that a short window leaves empty come after its own,
+    # so no token looks at them; their gradients are 0.
     C = x.shape[1] // 3
     start, scale = len(past[0]) if past else 0, (C // n_head) ** -0.5
     place = np.asarray(positions) - start
@@ -173,7 +173,7 @@ def _(x, positions, n_head, past=None, heads=None):
 
     spread_x = spread(x)
     q, k, v = (spread_x[:, :, i:i + C] for i in (0, C, 2 * C))
-    if past:                                        # the keys and values of earlier calls, and these
+    if past:                                # the keys and values of earlier calls, and these
         past[0].extend(k[0])
         past[1].extend(v[0])
         k, v = np.array(past[0])[None], np.array(past[1])[None]
@@ -262,7 +262,8 @@ class NumpyTrainer(Trainer):
     """microgpt.Trainer on arrays; the model's parameters become arrays."""
     dtype = "float64"
 
-    def __init__(self, model, tokenizer, documents, config=TrainConfig(), executor=None):
+    def __init__(self, model, tokenizer, documents, config=None, executor=None):
+        config = config or TrainConfig()
         if config.workers > 1 or executor:
             raise ValueError(f"workers is {config.workers}: NumPy has threads, so it must be 1")
         model.params = to_arrays(model, self.dtype).params

@@ -4,13 +4,13 @@
     model = torch_engine.to_tensors(microgpt.GPT.load("gpt2"), device="cuda")
     print(microgpt.generate(model, microgpt.load_tokenizer("gpt2"), "The old man"))
 
-The forward pass is microgpt.GPT's own, unchanged; derivatives are PyTorch's. Tokens come in one of two
-forms:
+The forward pass is microgpt.GPT's own, unchanged; derivatives are PyTorch's. Tokens come in one of
+two forms:
 
-    packed        a list of n tokens, windows one after the other, with their positions, as elsewhere
-                  in microgpt: rows are [n, n_embd]
+    packed        a list of n tokens, windows one after the other, with their positions, as
+                  elsewhere in microgpt: rows are [n, n_embd]
     side by side  a tensor [B, T], a window a row, all from position 0: rows are [B, T, n_embd].
-                  Shorter windows are filled up at their ends; where a target is -1, nothing is asked
+                  Shorter windows are filled up at their ends; a target of -1 is not asked for
 
 train_torch.py beside this file trains with it, on one machine or on many.
 """
@@ -29,7 +29,7 @@ except ImportError as error:
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-import microgpt  # noqa: E402
+import microgpt
 
 
 class Torch:

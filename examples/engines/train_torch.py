@@ -48,8 +48,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-import microgpt  # noqa: E402
-from microgpt import GPT, AdamW, TrainConfig, Trainer, parameter_count  # noqa: E402
+import microgpt
+from microgpt import GPT, AdamW, TrainConfig, Trainer, parameter_count
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 HELD_OUT = 2 ** 15          # tokens on which a held-out loss is measured, at most
@@ -148,7 +148,7 @@ def tensor_file(tensors, dtype="F64", **metadata):
     for name, x in tensors.items():
         if not x.isfinite().all():
             raise ValueError(f"{name} has numbers that are not finite")
-        x = x.t() if ".c_" in name and x.dim() == 2 else x          # GPT-2's files have [n_in, n_out]
+        x = x.t() if ".c_" in name and x.dim() == 2 else x      # GPT-2's files have [n_in, n_out]
         kind = {"F64": torch.float64, "F32": torch.float32}[dtype]
         numbers[name] = x.detach().to("cpu", kind).contiguous()
     yield safetensors.torch.save(numbers, {"format": "pt", **metadata})
@@ -157,11 +157,12 @@ def tensor_file(tensors, dtype="F64", **metadata):
 # --- Training ------------------------------------------------------------------------------------
 
 class TorchTrainer(Trainer):
-    """microgpt.Trainer on PyTorch, one in each process. They take the same steps together; the first
-    leads: before each step it tells the others whether there is one."""
+    """microgpt.Trainer on PyTorch, one in each process. They take the same steps together; the
+    first leads: before each step it tells the others whether there is one."""
     device, dtype, accumulate, compile, peak = "cpu", "float32", 1, False, 0.0
 
-    def __init__(self, model, tokenizer, documents, config=TrainConfig(), executor=None):
+    def __init__(self, model, tokenizer, documents, config=None, executor=None):
+        config = config or TrainConfig()
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if (
             dist.is_initialized()) else (0, 1)
         least = self.processes * self.accumulate
@@ -185,8 +186,8 @@ class TorchTrainer(Trainer):
         self.flops, self.peak = self._flops(), self.peak * 1e12 or self._measured_peak()
 
     def gradients(self, batch):
-        """The loss of a batch, its gradients, the factor that clips them. This process computes its
-        share of the batch; a part's loss counts by its tokens, so the sums are those of the whole."""
+        """The loss of a batch, its gradients, the factor that clips them. Each process computes
+        its share; a part's loss counts by its tokens, so that the sums are those of the whole."""
         if self.rank:
             signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is for the first
         if self.processes > 1 and not self._lead(True):
@@ -303,7 +304,8 @@ def main(argv=None):
     try:
         kind = TorchTrainer
         if ours.accumulate < 1 or ours.peak < 0:
-            raise ValueError(f"accumulate is {ours.accumulate}, peak {ours.peak:g}: at least 1, and 0")
+            raise ValueError(f"accumulate is {ours.accumulate}, peak {ours.peak:g}: must be at "
+                             "least 1, and 0")
         if ours.start:
             wrong = sorted(given.intersection((*SHAPE, "--resume")))
             if wrong:
