@@ -2,7 +2,7 @@
 
 This is a whole language model of the GPT-2 kind: data, automatic differentiation, the network, the
 optimizer, training, and the writing of new text, with nothing but Python's standard library. It
-leaves out what small models on a laptop can do without: GPUs, dropout, mixed precision.
+leaves out what small models on a laptop can do without: dropout, and GPUs (see examples/engines/).
 
     python microgpt.py                  # learn from the bundled names, then invent new ones
     python microgpt.py poems.txt        # learn from your own text, one document a line

@@ -4,6 +4,7 @@
     pypy3 examples/benchmark.py poems.txt
     python examples/benchmark.py names.txt --baseline reference.py
     python examples/benchmark.py --gpt2
+    python examples/benchmark.py --engines --nanogpt path/to/nanoGPT
 
 The job is the usual one for a first GPT: 1 layer, width 16, 4 heads, a block of 16 tokens. Measured
 are, in the order of the table:
@@ -28,6 +29,16 @@ GPT-2 small       only with --gpt2: a model of GPT-2's smallest shape, 124 milli
                   child process: the seconds to load it, to read a prompt of 8 tokens (up to the
                   first new one) and for each of 8 more tokens, the likeliest ones; the peak of the
                   child's resident memory, which is not available on Windows.
+
+engines           only with --engines: steps of the engines of examples/engines/, if NumPy and
+                  PyTorch are installed, in turns with the tensor engine of microgpt.py: on the
+                  job above, with 1 document a step and with 32; on windows of 128 random tokens,
+                  8 a step (1 for the tensor engine), with width 128 and 4 layers; and with --gpt2
+                  on one window of 1,024 with GPT-2's smallest shape, by PyTorch alone. With
+                  clipping; in float32, but for NumPy, which is measured in float64 too. The mean
+                  of three rounds. With --nanogpt the model.py of that directory (Andrej Karpathy's
+                  nanoGPT) takes its turns: forward, backward, clipping and its AdamW, on the same
+                  windows, filled up to the longest of all as it cannot do otherwise.
 
 Another script can be the baseline. It reads documents from input.txt in its working directory,
 prints a line `step N / M | loss X` for each step of one document and, after its steps, 20 lines
@@ -60,7 +71,10 @@ measured in turns, that count.
 """
 
 import argparse
+import contextlib
 import glob
+import importlib.util
+import io
 import json
 import math
 import os
@@ -232,17 +246,20 @@ def stretch(advance, seconds):
     return times
 
 
-def new_trainer(documents, tokenizer, **options):
+def new_trainer(documents, tokenizer, kind=microgpt.Trainer, **options):
     """A Trainer of a new model for the job, that will not come to its end."""
     model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size))
     config = microgpt.TrainConfig(steps=10 ** 9, clip=0.0, val_fraction=0.0, **options)
-    return microgpt.Trainer(model, tokenizer, documents, config)
+    return kind(model, tokenizer, documents, config)
 
 
-def training(documents, tokenizer, seconds, warm, baseline):
-    """Rows on steps of one document; returns the model that has been trained for longest."""
+def training(documents, tokenizer, seconds, warm, baseline, kinds):
+    """Rows on steps of one document; returns the model that has been trained for longest. Besides
+    microgpt's engines, `kinds` of Trainer take their turns."""
     trainers = {engine: new_trainer(documents, tokenizer, batch_size=1, engine=engine)
-                for engine in microgpt.ENGINES}
+                for engine in ("tensor", "value")}
+    trainers.update((name, new_trainer(documents, tokenizer, kind, batch_size=1))
+                    for name, kind in kinds.items() if name != "tensor")
     for trainer in trainers.values():
         stretch(trainer.__next__, warm)
     rounds = []
@@ -252,10 +269,10 @@ def training(documents, tokenizer, seconds, warm, baseline):
             times[engine] = stretch(trainer.__next__, seconds)
         rounds.append(times)
     means = {}
-    for name in ["tensor", "value"] + ["baseline"] * bool(baseline):
+    for name in [*trainers] + ["baseline"] * bool(baseline):
         times = [1000 * t for each in rounds for t in each[name]]
         means[name] = statistics.mean(times)
-        label = name if name == "baseline" else name + " engine"
+        label = name + " engine" * (name in microgpt.ENGINES)
         row(f"one document, {label}, mean", means[name], "ms", f"{len(times):,} steps")
         row(f"one document, {label}, least", min(times), "ms")
     for engine in trainers if baseline else ():
@@ -471,6 +488,102 @@ def gpt2(config):
         row("GPT-2 small, peak memory", peak / 1e6, "MB")
 
 
+# --- Engines -------------------------------------------------------------------------------------
+
+def installed_engines():
+    """{name: kind of Trainer}: microgpt's own, and those whose libraries are installed."""
+    sys.path.insert(0, os.path.join(ROOT, "examples", "engines"))
+    kinds = {"tensor": microgpt.Trainer}
+    with contextlib.suppress(ImportError):
+        import numpy_engine
+        kinds["NumPy"] = numpy_engine.NumpyTrainer
+        kinds["NumPy32"] = type("Float32", (kinds["NumPy"],), {"dtype": "float32"})
+    with contextlib.suppress(ImportError):
+        import torch
+        import train_torch
+        microgpt.GPT.initial_params = train_torch.initial_params
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        kinds["PyTorch"] = type("OnDevice", (train_torch.TorchTrainer,), {"device": device})
+    for name in {"NumPy", "PyTorch"} - kinds.keys():
+        row(f"{name} engine", "not installed")
+    return kinds
+
+
+def engine_step(kind, config, windows, batch_size):
+    """A function that makes a step of so many windows, the next of all."""
+    trainer = kind(microgpt.GPT(config), microgpt.CharTokenizer(["ab"]), ["ab"] * batch_size,
+                   microgpt.TrainConfig(10 ** 9, batch_size, val_fraction=0.0))
+    trainer.windows = windows
+    return trainer.__next__
+
+
+def nanogpt_step(path, config, windows, batch_size):
+    """The same for the model.py of nanoGPT, trained as its train.py does."""
+    import torch
+    spec = importlib.util.spec_from_file_location("nanogpt", os.path.join(path, "model.py"))
+    nanogpt = sys.modules["nanogpt"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nanogpt)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = nanogpt.GPT(nanogpt.GPTConfig(**vars(config), dropout=0.0, bias=True)).to(device)
+        optimizer = model.configure_optimizers(0.0, 1e-3, (0.9, 0.95), device)
+    longest = max(map(len, windows))
+    rows = torch.tensor([window + [-1] * (longest - len(window)) for window in windows])
+    starts = iter(range(0, 10 ** 12, batch_size))
+
+    def step():
+        start = next(starts)
+        batch = rows[[i % len(rows) for i in range(start, start + batch_size)]].to(device)
+        loss = model(batch[:, :-1].clamp(min=0), batch[:, 1:].contiguous())[1]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+    return step
+
+
+def engine_jobs(names, vocab_size, gpt2, quick):
+    """(name, config, windows, batch size) of every job."""
+    wide = microgpt.Config(65, block_size=128, n_layer=4, n_head=4, n_embd=128)
+    shapes = {"width 128": (wide, 8), "GPT-2 small": (GPT2_SMALL, 1)}
+    small = microgpt.Config(vocab_size)
+    yield "batch of 1", small, names, 1
+    yield "batch of 32", small, names, 32
+    for name, (config, batch_size) in list(shapes.items())[:1 + gpt2]:
+        config, rng = TINY if quick else config, random.Random(0)
+        windows = [[rng.randrange(config.vocab_size) for _ in range(config.block_size + 1)]
+                   for _ in range(16)]
+        yield name, config, windows, batch_size
+
+
+def engines(kinds, jobs, seconds, warm, nanogpt):
+    """Rows on steps of all engines in turns, for several jobs."""
+    for job, config, windows, batch_size in jobs:
+        sizes, steps = dict.fromkeys(kinds, batch_size), {}
+        if config is GPT2_SMALL:
+            sizes = {name: 1 for name in kinds if name == "PyTorch"}
+        elif config.n_embd > 16:
+            sizes["tensor"] = 1                     # its time grows with the documents, no less
+        for name, size in sizes.items():
+            steps[name] = engine_step(kinds[name], config, windows, size)
+        if nanogpt:
+            sizes["nanoGPT"] = batch_size
+            steps["nanoGPT"] = nanogpt_step(nanogpt, config, windows, batch_size)
+        for step in steps.values():
+            stretch(step, warm)
+        rounds = [{name: statistics.mean(stretch(step, seconds)) / sizes[name]
+                   for name, step in steps.items()} for _ in range(ROUNDS)]
+        tokens = statistics.mean(len(window) - 1 for window in windows)
+        for name in steps:
+            each = statistics.mean(times[name] for times in rounds)
+            row(f"{job}, {name}", 1000 * each, "ms/document", f"{tokens / each:,.0f} tokens/s")
+        for other, names in (("tensor", steps.keys() - {"nanoGPT"}), ("nanoGPT", {"PyTorch"})):
+            for name in [name for name in steps if name in names - {other} and other in steps]:
+                ratios = [times[other] / times[name] for times in rounds]
+                ratio_row(f"{job}, {name} to {other}", ratios, statistics.mean(ratios))
+
+
 def main(argv=None):
     """Measure everything and print the table."""
     parser = argparse.ArgumentParser(
@@ -487,6 +600,10 @@ def main(argv=None):
     parser.add_argument("--gpt2", action="store_true",
                         help="measure a model of GPT-2's smallest shape too; it takes half a "
                              "gigabyte of disk and of memory, and a minute or two")
+    parser.add_argument("--engines", action="store_true",
+                        help="measure the engines of examples/engines/ too, which are installed")
+    parser.add_argument("--nanogpt", metavar="PATH", help="with --engines: beside nanoGPT, a "
+                        "directory with its model.py")
     parser.add_argument("--quick", action="store_true", help="measure badly, in a few seconds")
     args = parser.parse_args(argv)
     seconds = args.seconds or (0.05 if args.quick else 3.0)
@@ -500,13 +617,18 @@ def main(argv=None):
         documents = microgpt.load_documents(args.file)
         tokenizer = microgpt.CharTokenizer(documents)
         cut = [document[:BLOCK - 1] for document in documents]
-        model = training(cut, tokenizer, seconds, warm, baseline)
+        kinds = installed_engines() if args.engines else {}
+        model = training(cut, tokenizer, seconds, warm, baseline, kinds)
         workers(cut, tokenizer, seconds, warm)
         writing(model, cut, tokenizer, seconds, warm, baseline)
         multiplying(seconds / 3)
         bpe(source_lines(20_000 if args.quick else 10 ** 6), 300 if args.quick else 2000)
         if args.gpt2:
             gpt2(TINY if args.quick else GPT2_SMALL)
+        if args.engines:
+            names = [microgpt.windows(name, tokenizer, BLOCK)[0] for name in cut]
+            jobs = engine_jobs(names, tokenizer.vocab_size, args.gpt2, args.quick)
+            engines(kinds, jobs, seconds, warm, args.nanogpt)
     except (OSError, ValueError) as error:
         sys.exit(f"benchmark: {error}")
 

@@ -221,3 +221,68 @@ def test_bad_input(tmp_path, names):
         child = run(*arguments)
         assert child.returncode == 1 and message in child.stderr
         assert child.stderr.count("\n") == 1 and child.stderr.startswith("benchmark: ")
+
+
+ENGINE_JOBS = ["batch of 1", "batch of 32", "width 128", "GPT-2 small"]
+
+
+def test_engines_that_are_installed_take_their_turns(names):
+    pytest.importorskip("numpy")
+    rows = table(run(names, "--engines", "--gpt2"))
+    torch = "PyTorch engine" not in rows
+    found = ["NumPy", "NumPy32"] + ["PyTorch"] * torch
+    for label in [f"one document, {name}, {what}" for name in found for what in ("mean", "least")]:
+        assert number(rows[label]) > 0
+    for job in ENGINE_JOBS:
+        for name in found:
+            assert re.search(r"ms/document +[\d,]+ tokens/s", rows[f"{job}, {name}"])
+            ratio, low, high = re.fullmatch(
+                r"([\d.,e+]+) times as fast +([\d.e+-]+) to ([\d.e+-]+)",
+                rows[f"{job}, {name} to tensor"]).groups()
+            assert 0.99 * float(low) <= float(ratio.replace(",", "")) <= 1.01 * float(high)
+
+
+def test_an_engine_that_is_not_installed_is_said_to_be_missing(names, tmp_path):
+    for module in ("numpy", "torch", "tokenizers"):
+        (tmp_path / f"{module}.py").write_text(NO_LIBRARY, encoding="utf-8")
+    rows = table(run(names, "--engines", path=tmp_path))
+    assert rows["NumPy engine"] == rows["PyTorch engine"] == "not installed"
+    assert number(rows["batch of 1, tensor"]) > 0
+    assert not any("NumPy" in label or "to tensor" in label for label in rows.keys() -
+                   {"NumPy engine", "PyTorch engine"})
+
+
+def test_a_model_in_the_manner_of_nanogpt_takes_its_turns(names, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    (tmp_path / "model.py").write_text(NANO, encoding="utf-8")
+    rows = table(run(names, "--engines", "--nanogpt", tmp_path))
+    for job in ENGINE_JOBS[:3]:
+        assert number(rows[f"{job}, nanoGPT"]) > 0
+        assert number(rows[f"{job}, PyTorch to nanoGPT"]) > 0
+
+
+NANO = """
+from collections import namedtuple
+import torch
+GPTConfig = namedtuple("GPTConfig", "block_size vocab_size n_layer n_head n_embd dropout bias")
+
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
+        self.config = config
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device):
+        print("talks")
+        return torch.optim.AdamW(self.parameters(), lr=learning_rate, betas=betas)
+
+    def forward(self, tokens, targets):
+        assert tokens.shape == targets.shape and tokens.shape[1] <= self.config.block_size
+        assert tokens.min() >= 0
+        logits = self.table(tokens)
+        loss = torch.nn.functional.cross_entropy(
+            logits.view(-1, logits.size(-1)), targets.view(-1), ignore_index=-1)
+        return logits, loss
+"""
