@@ -161,7 +161,7 @@ class Value:
         self.local_grads = local_grads      # d self / d child, for each of them
 
     lift = classmethod(lambda cls, x: _map(cls, x))     # floats -> Values, in the same shape
-    gradient = staticmethod(lambda x: _map(lambda v: v.grad or _zeros(v.data), x))      # and back
+    gradient = staticmethod(lambda x: _map(lambda v: v.grad or _zeros(v.data), x))  # back: grads
     def __repr__(self): return f"{type(self).__name__}(data={self.data}, grad={self.grad})"
     def __float__(self): return float(self.data)
 

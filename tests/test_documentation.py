@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -78,7 +79,24 @@ def folder(tmp_path_factory):
     return folder
 
 
-STEPS = re.findall(r"^\$ (python microgpt\.py[^\n]*)|^```python\n(.*?)^```", README, re.M | re.S)
+STEPS = re.findall(r"^\$ (python microgpt\.py[^\n]*|[^\n]*examples/engines[^\n]*)"
+                   r"|^```python\n(.*?)^```", README, re.M | re.S)
+
+
+def installed(*modules):
+    return all(map(importlib.util.find_spec, modules))
+
+
+def as_run_here(command):
+    """A command of the README in words; without its library it is done by microgpt.py itself."""
+    words = shlex.split(command)
+    i = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    needs = {"numpy_engine.py": ["numpy"], "train_torch.py": ["torch", "numpy", "safetensors"]}
+    if not installed(*needs.get(words[i].split("/")[-1], [])):
+        words[:i + 1] = ["python", "microgpt.py"]
+        i = 1
+    launcher = ["-m", "torch.distributed.run"] if words[0] == "torchrun" else []
+    return launcher + words[1:], words[i + 1:]
 
 
 def test_the_readme_can_be_followed_from_its_first_command_to_its_last(folder, monkeypatch):
@@ -86,13 +104,13 @@ def test_the_readme_can_be_followed_from_its_first_command_to_its_last(folder, m
     monkeypatch.chdir(folder)
     for command, code in STEPS:
         if command:
-            words = shlex.split(command)[2:]
+            command, words = as_run_here(command)
             if words[:1] in ([], ["sample"]) or words[0].endswith(".txt") or words[0][:2] == "--":
-                words += ["--samples", "1", "--steps", "2" if "--resume" not in words else "3"]
-            run = subprocess.run([sys.executable, "microgpt.py", *words], capture_output=True,
-                                 encoding="utf-8")
+                command += ["--samples", "1", "--steps", "3" if "--resume" in words else "2"]
+            run = subprocess.run([sys.executable, *command], capture_output=True, encoding="utf-8",
+                                 env={**os.environ, "OMP_NUM_THREADS": "1"})    # torchrun warns
             assert run.returncode == 0 and not run.stderr, (command, run.stderr)
-        elif "transformers" not in code or importlib.util.find_spec("transformers"):
+        elif all(installed(name) for name in ("transformers", "numpy") if f"{name} " in code):
             exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     assert len(STEPS) > 12
 

@@ -10,18 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microgpt import (
-    GPT,
-    CharTokenizer,
-    Config,
-    TrainConfig,
-    Trainer,
-    batch_gradients,
-    cross_entropy,
-    generate,
-    linear,
-    score,
-)
+import microgpt
+from microgpt import GPT, CharTokenizer, Config, TrainConfig, Trainer, batch_gradients, generate
 
 np = pytest.importorskip("numpy")
 
@@ -33,7 +23,9 @@ from numpy_engine import Array, NumpyTrainer, to_arrays  # noqa: E402
 
 ENV = {name: x for name, x in os.environ.items() if not name.startswith("PYTHON")}
 DOCUMENTS = ["ada", "bob", "abba", "dada", "cab", "bad", "dab", "cad", "abcabcabcabc", "d"]
-SETTINGS = {            # there are 9 windows: 7 steps of 3 go through more than two epochs
+# There are 9 windows: 7 steps of 3 go through more than two epochs. Biases of keys change nothing,
+# so their gradients are rounding alone, of which AdamW makes steps, not small ones if lr is large.
+SETTINGS = {
     "plain": {},
     "clip": {"clip": 1e-3, "seed": 1},
     "no clip, decay": {"clip": 0, "weight_decay": 0.5, "seed": -3},
@@ -118,7 +110,7 @@ def test_arrays_write_what_floats_write(tokenizer, options):
     models = model, to_arrays(model)
     one, other = (generate(x, tokenizer, "ab", max_tokens=30, **options) for x in models)
     assert one == other
-    one, other = (score(x, tokenizer, "abecedocebla") for x in models)
+    one, other = (microgpt.score(x, tokenizer, "abecedocebla") for x in models)
     assert [x.loss for x in one] == near([x.loss for x in other])
     assert [x.probability for x in one] == near([x.probability for x in other])
 
@@ -129,8 +121,9 @@ def test_scores_of_any_size_do_not_overflow():
         model.params[name] = [[3000 * x for x in row] for row in model.params[name]]
     loss, gradients = batch_gradients(model, [[0, 1, 2, 3], [2, 2]], "value")
     found, arrays = batch_gradients(model, [[0, 1, 2, 3], [2, 2]], "numpy")
-    assert found == near(loss) and loss > 1000
-    assert [flat(x) for x in arrays.values()] == [near(flat(x)) for x in gradients.values()]
+    assert found == near(loss, 1e-6) and loss > 1000
+    for name, x in gradients.items():
+        assert flat(arrays[name]) == near(flat(x), 1e-6), name
 
 
 @pytest.mark.parametrize("tokens", [[0, 5], [0, -1], [-6], [0, 1, 2, 3, 4, 0, 1, 9], [0] * 9])
@@ -199,6 +192,7 @@ def test_a_resumed_training_is_to_the_bit_one_that_never_stopped(tmp_path, monke
     assert found + run(resumed) == expected
     assert [x.tobytes() for x in state(resumed)] == [x.tobytes() for x in state(whole)]
     assert {x.dtype for x in state(resumed)} == {np.dtype(dtype)}
+    assert flat(expected) == near(flat(run(new_trainer(Trainer))), 1e-3)
 
 
 def test_what_it_saves_opens_in_plain_floats(tmp_path):
@@ -206,14 +200,13 @@ def test_what_it_saves_opens_in_plain_floats(tmp_path):
     run(trainer)
     trainer.save(tmp_path)
     model = GPT.load(tmp_path)
-    assert {type(x) for name in ("wte.weight", "ln_f.bias") for x in (
-        sum(model.params[name], []) if "wte" in name else model.params[name])} == {float}
+    assert {type(x) for x in sum(model.params["wte.weight"], model.params["ln_f.bias"])} == {float}
     assert (flat(model.params) == flat(trainer.model.params)).all()
     assert generate(model, trainer.tokenizer, seed=1) == generate(
         trainer.model, trainer.tokenizer, seed=1)
 
 
-def test_float32_is_float32_throughout_and_near_the_rest(monkeypatch):
+def test_float32_is_float32_throughout_and_near_float64():
     batch, seen = [[0, 1, 2, 0, 3], [2, 2]], {}
     model = shaken(Config(vocab_size=4, block_size=4, n_head=2, n_embd=4), seed=5)
     arrays = to_arrays(model, "float32")
@@ -229,11 +222,6 @@ def test_float32_is_float32_throughout_and_near_the_rest(monkeypatch):
     assert float(found) == near(loss, 1e-4)
     for name, x in gradients.items():
         assert flat(Array.gradient(lifted.params[name])) == near(flat(x), 1e-4), name
-    monkeypatch.setattr(NumpyTrainer, "dtype", "float32")
-    trainers = [new_trainer(cls, weight_decay=0.1) for cls in (Trainer, NumpyTrainer)]
-    expected, found = map(run, trainers)
-    assert flat(found) == near(flat(expected), 1e-3)
-    assert {x.dtype for x in state(trainers[1])} == {np.dtype("float32")}
 
 
 @pytest.mark.xfail(strict=True, reason="the bias gets the gradient of the weight before it")
@@ -241,7 +229,7 @@ def test_an_input_that_is_not_lifted_leaves_the_gradients_of_the_others_as_they_
     weight, found = np.array([[1.0, 2.0], [3.0, 5.0]]), []
     for w in (Array.lift(weight), weight):
         x, b = Array.lift([[1.0, -2.0]]), Array.lift([0.5, 0.25])
-        cross_entropy(linear(x, w, b), [0]).backward()
+        microgpt.cross_entropy(microgpt.linear(x, w, b), [0]).backward()
         found.append([Array.gradient(x), Array.gradient(b)])
     assert found[0] == found[1]
 

@@ -8,6 +8,7 @@ A module is imported, and every engine that it adds to microgpt.ENGINES is check
 
     from check_engine import check_engine
     check_engine(MyNumber)              # raises ArithmeticError, which names the first difference
+    check_engine(MyNumber, only=["cross_entropy", "linear"])        # before the others are written
 
 An engine is a class with two functions. `lift(x)` turns floats, a row or rows of them, into its
 own kind of number, for which layers are registered; `gradient(x)` gives, after backward(), what has
@@ -27,12 +28,15 @@ import microgpt
 from microgpt import GPT, Config, Value
 
 
-def check_engine(number, tolerance=1e-10, seed=0):
+def check_engine(number, tolerance=1e-10, seed=0, only=()):
     """Compare an engine with Value, on random layers and models -> {what: largest difference}, of
     losses and of gradients, relative to the larger of the two or to 1. Raises ArithmeticError for
-    a difference beyond the tolerance; what a layer cannot do at all raises what it raises."""
+    a difference beyond the tolerance; what a layer cannot do at all raises what it raises. `only`
+    names the layers to check, of those in chapter 4 of microgpt.py, and "GPT"."""
     differences = {}
     for what, loss, params in (*layers(random.Random(seed)), *models(random.Random(seed))):
+        if only and what not in only:
+            continue
         expected, found = (run(loss, params, kind) for kind in (Value, number))
         difference = max(apart(x, y, f"{what}, {name}", tolerance)
                          for name, x, y in pairs(expected, found))
