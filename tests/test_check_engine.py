@@ -18,7 +18,7 @@ sys.path.insert(0, HERE)
 from check_engine import check_engine  # noqa: E402
 
 LAYERS = {              # and the inputs for which they have gradients, as check_engine calls them
-    "cross_entropy": ["x"], "add": ["x", "y"], "embedding": ["table"], "linear": ["x", "w", "b"],
+    "cross_entropy": ["x"], "linear": ["x", "w", "b"], "add": ["x", "y"], "embedding": ["table"],
     "layernorm": ["x", "gain", "bias"], "gelu": ["x"], "attention": ["x"]}
 INPUTS = [(name, i) for name, inputs in LAYERS.items() for i in range(len(inputs))]
 ENV = {name: x for name, x in os.environ.items() if not name.startswith("PYTHON")}
@@ -102,7 +102,6 @@ def test_a_single_number_that_is_off_is_named_by_its_place(name, i):
     assert str(error.value).startswith(where)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="float - list is left to Python")
 @pytest.mark.parametrize("name", ["gelu", "linear"])
 def test_a_gradient_of_too_many_dimensions_is_of_the_wrong_shape(name):
     deep = engine(name, backward=spoiled(0, lambda x: each(lambda a: [a], x)))
@@ -133,7 +132,6 @@ def test_a_fault_that_shows_only_in_a_whole_model_is_found_too():
         check_engine(engine("embedding", backward=backward))
 
 
-@pytest.mark.xfail(strict=True, reason="in all checks the loss is the end, so its gradient is 1")
 def test_a_loss_that_takes_no_heed_of_what_is_made_of_it_is_found():
     with pytest.raises(ArithmeticError, match="^cross_entropy"):      # workers take shares of it
         check_engine(engine("cross_entropy", backward=lambda rule, dy: rule(1.0)))
@@ -199,13 +197,12 @@ def attention_that_overflows(x, positions, n_head):      # at scores of 40 * 40 
     return y if max(map(max, x)) < 40 else each(lambda a: math.nan, y)
 
 
-@pytest.mark.xfail(strict=True, reason="no scores are large, and losses say nothing of outputs")
 @pytest.mark.parametrize("name, forward", [
     ("attention", attention_that_overflows),
     ("gelu", lambda x: each(lambda a: a + 1, microgpt.gelu(x))),
     ("linear", lambda *x: each(lambda a: a + 1, microgpt.linear(*x))),
 ], ids=["attention that overflows", "gelu with 1 too much", "linear with 1 too much"])
-def test_faults_that_are_not_found_as_yet(name, forward):
+def test_faults_that_cross_entropy_alone_would_not_find(name, forward):
     with pytest.raises(ArithmeticError, match=f"^{name}"):
         check_engine(engine(name, forward))
 
@@ -228,7 +225,6 @@ def test_only_some_layers_may_be_checked():
         check_engine(off, only=["gelu"])
 
 
-@pytest.mark.xfail(strict=True, reason="nothing is checked, and so nothing is wrong")
 def test_a_layer_that_does_not_exist_does_not_pass():
     with pytest.raises(ValueError, match="gellu"):
         check_engine(Tensor, only=["gellu"])
@@ -284,9 +280,9 @@ def test_the_command_knows_the_engines_beside_it_by_name():
 
 
 @pytest.mark.parametrize("text, message", [
-    (WRONG_GELU, r"gelu, loss: .* by the scalar engine"),
-    (None, r"No module named 'mine'"),
-    ("import missing_library", r"No module named 'missing_library'"),
+    (WRONG_GELU, r"mine: gelu, loss: .* by the scalar engine"),
+    (None, r".*there is no such module, here or .*"),
+    ("import missing_library", r".*: No module named 'missing_library'"),
 ])
 def test_what_is_wrong_is_said_in_one_line(tmp_path, text, message):
     if text:
@@ -303,7 +299,6 @@ def test_a_missing_numpy_is_one_line_with_what_to_do(tmp_path):
     assert re.fullmatch("check_engine: numpy_engine: .*pip install numpy\n", result.stderr)
 
 
-@pytest.mark.xfail(strict=True, reason="it checks Tensor, and says that this is equal")
 @pytest.mark.parametrize("file, text", [
     ("mine.py", "x = 1"), ("tokenize.py", WRONG_GELU), ("nowhere/json.py", None)])
 def test_a_module_without_an_engine_does_not_pass(tmp_path, file, text):

@@ -224,7 +224,6 @@ def test_float32_is_float32_throughout_and_near_float64():
         assert flat(Array.gradient(lifted.params[name])) == near(flat(x), 1e-4), name
 
 
-@pytest.mark.xfail(strict=True, reason="the bias gets the gradient of the weight before it")
 def test_an_input_that_is_not_lifted_leaves_the_gradients_of_the_others_as_they_are():
     weight, found = np.array([[1.0, 2.0], [3.0, 5.0]]), []
     for w in (Array.lift(weight), weight):
@@ -279,7 +278,6 @@ def test_options_may_stand_anywhere_and_what_is_saved_goes_on_in_microgpt(file, 
     assert [(x.returncode, x.stderr) for x in (more, again, written)] == [(0, "")] * 3
 
 
-@pytest.mark.xfail(strict=True, reason="the checkpoint says numpy, which microgpt.py refuses")
 def test_a_training_with_engine_numpy_goes_on_in_microgpt_too(file, tmp_path):
     options = (file, "--steps", 2, "--samples", 0, "--save", tmp_path / "kept")
     if engine(*options, "--engine", "numpy").returncode == 0:       # or it is refused at once

@@ -4,7 +4,7 @@
     python examples/engines/check_engine.py numpy_engine torch_engine   # those beside this file
     python examples/engines/check_engine.py path/to/your_engine.py      # yours
 
-A module is imported, and every engine that it adds to microgpt.ENGINES is checked. In a test:
+A module is loaded, and every engine that it puts into microgpt.ENGINES is checked. In a test:
 
     from check_engine import check_engine
     check_engine(MyNumber)              # raises ArithmeticError, which names the first difference
@@ -16,7 +16,7 @@ come back to such a number, or zeros, as floats.
 """
 
 import argparse
-import importlib
+import importlib.util
 import math
 import os
 import random
@@ -31,38 +31,42 @@ from microgpt import GPT, Config, Value
 def check_engine(number, tolerance=1e-10, seed=0, only=()):
     """Compare an engine with Value, on random layers and models -> {what: largest difference}, of
     losses and of gradients, relative to the larger of the two or to 1. Raises ArithmeticError for
-    a difference beyond the tolerance; what a layer cannot do at all raises what it raises. `only`
-    names the layers to check, of those in chapter 4 of microgpt.py, and "GPT"."""
-    differences = {}
-    for what, loss, params in (*layers(random.Random(seed)), *models(random.Random(seed))):
+    a difference beyond the tolerance, or for whatever goes wrong. `only` names what to check: of
+    the layers that a GPT uses, and "GPT"; all others need "cross_entropy" and "linear"."""
+    cases = [*layers(random.Random(seed)), *models(random.Random(seed))]
+    differences, names = {}, list(dict.fromkeys(what for what, _, _ in cases))
+    if not {*only} <= {*names}:
+        raise ValueError(f"only is {only!r}: must be a list of some of {names}")
+    for what, loss, params in cases:
         if only and what not in only:
             continue
-        expected, found = (run(loss, params, kind) for kind in (Value, number))
-        difference = max(apart(x, y, f"{what}, {name}", tolerance)
-                         for name, x, y in pairs(expected, found))
+        expected = run(loss, params, Value)
+        try:
+            found = run(loss, params, number)
+        except Exception as error:
+            raise ArithmeticError(f"{what}: {type(error).__name__}: {error}") from error
+        difference = max(apart(x, found[name], f"{what}, {name}", tolerance)
+                         for name, x in expected.items())
         differences[what] = max(difference, differences.get(what, 0.0))
     return differences
 
 
 def run(loss, params, number):
-    """A loss of lifted parameters, and its gradients -> {name: floats}."""
+    """A share of a loss of lifted parameters, as workers have it, and its gradients -> {name:
+    floats}."""
     lifted = {name: number.lift(x) for name, x in params.items()}
-    result = loss(lifted)
+    result = loss(lifted) * 0.5
     result.backward()
     gradients = microgpt.gradients(lifted, number)
     return {"loss": float(result), **{f"gradient of {name}": x for name, x in gradients.items()}}
 
 
-def pairs(expected, found):
-    """The two values of every name."""
-    return [(name, x, found[name]) for name, x in expected.items()]
-
-
 def apart(x, y, what, tolerance):
     """The largest difference between two numbers, rows or lists of rows of the same shape."""
-    if isinstance(x, list):
-        if not hasattr(y, "__len__") or len(x) != len(y):
-            raise ArithmeticError(f"{what}: {y!r} is not of the shape of {x!r}")
+    many = isinstance(x, list)
+    if many != hasattr(y, "__len__") or (many and len(x) != len(y)):
+        raise ArithmeticError(f"{what}: {y!r} is not of the shape of {x!r}")
+    if many:
         return max(apart(a, b, f"{what}[{i}]", tolerance) for i, (a, b) in enumerate(zip(x, y)))
     difference = abs(x - y) / max(1.0, abs(x), abs(y))
     if not difference <= tolerance:                 # nan is not
@@ -71,26 +75,31 @@ def apart(x, y, what, tolerance):
 
 
 def layers(rng):
-    """(name, a loss of parameters, random parameters) for every layer of chapter 4. The output of a
-    layer becomes a loss by cross_entropy, which is checked first, so that there is a gradient."""
+    """(name, a loss of parameters, random parameters) for every layer that a GPT uses. By linear
+    and cross_entropy, which are checked first, its output becomes a loss. (By cross_entropy alone
+    it could be off by a constant, unnoticed.)"""
     def rows(n, m):
         return [[rng.gauss(0, 1) for _ in range(m)] for _ in range(n)]
 
     def case(name, layer, **params):
         shape = layer({key: Value.lift(x) for key, x in params.items()})
         targets = [rng.randrange(len(shape[0])) for _ in shape]
-        return name, lambda p: microgpt.cross_entropy(layer(p), targets), params
+        if name == "cross_entropy":
+            return name, lambda p: m.cross_entropy(layer(p), targets), params
+        params["weight after it"] = rows(len(shape[0]), len(shape[0]))
+        return name, lambda p: m.cross_entropy(
+            m.linear(layer(p), p["weight after it"]), targets), params
 
     m = microgpt
     yield case("cross_entropy", lambda p: p["x"], x=rows(5, 3))
     yield case("cross_entropy", lambda p: p["x"], x=[[800.0, -800.0, 1.0], [-1e4, 1e4, 3.0]])
     yield case("cross_entropy", lambda p: p["x"], x=rows(1, 1))
+    yield case("linear", lambda p: m.linear(p["x"], p["w"]), x=rows(5, 3), w=rows(4, 3))
+    yield case("linear", lambda p: m.linear(p["x"], p["w"], p["b"]),
+               x=rows(5, 3), w=rows(4, 3), b=rows(1, 4)[0])
     yield case("add", lambda p: m.add(p["x"], p["y"]), x=rows(5, 3), y=rows(5, 3))
     yield case("add", lambda p: m.add(p["x"], p["x"]), x=rows(2, 3))
     yield case("embedding", lambda p: m.embedding(p["table"], [2, 0, 2, 2, 3]), table=rows(5, 3))
-    yield case("linear", lambda p: m.linear(p["x"], p["w"], p["b"]),
-               x=rows(5, 3), w=rows(4, 3), b=rows(1, 4)[0])
-    yield case("linear", lambda p: m.linear(p["x"], p["w"]), x=rows(5, 3), w=rows(4, 3))
     yield case("layernorm", lambda p: m.layernorm(p["x"], p["gain"], p["bias"]),
                x=rows(5, 3), gain=rows(1, 3)[0], bias=rows(1, 3)[0])
     yield case("gelu", lambda p: m.gelu(p["x"]), x=rows(5, 3))
@@ -98,6 +107,8 @@ def layers(rng):
     for n_head, positions in ((1, [0]), (2, [0, 1, 2]), (3, [0, 0, 1, 2, 3, 0, 1]), (1, [0, 1, 0])):
         yield case("attention", lambda p, n=n_head, at=positions: m.attention(p["x"], at, n),
                    x=rows(len(positions), 3 * 6))
+    large = [[40 * value for value in row] for row in rows(3, 3 * 2)]       # scores beyond e^709
+    yield case("attention", lambda p: m.attention(p["x"], range(3), 1), x=large)
 
 
 def models(rng):
@@ -115,24 +126,38 @@ def models(rng):
         yield "GPT", lambda p, config=config, batch=batch: GPT(config, p).loss(batch), model.params
 
 
+def load(module):
+    """Load a module by its path, or one beside this file by its name -> the engines that it has
+    put into microgpt.ENGINES, {name: engine}."""
+    here, before = os.path.dirname(os.path.abspath(__file__)), dict(microgpt.ENGINES)
+    path = next(filter(os.path.isfile, (os.path.join(here, module + ".py"), module)), "")
+    sys.path[:0] = [here, os.path.dirname(os.path.abspath(path))]       # for what it imports
+    spec = importlib.util.spec_from_file_location(os.path.basename(path).removesuffix(".py"), path)
+    if not spec:
+        raise ImportError("there is no such module, here or beside check_engine.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    found = {name: x for name, x in microgpt.ENGINES.items() if before.get(name) is not x}
+    if not found:
+        raise ImportError(f"{module} puts no engine into microgpt.ENGINES")
+    return found
+
+
 def main(argv=None):
     """Check the engines of the modules that are named; returns the exit status."""
     parser = argparse.ArgumentParser(prog="check_engine", description=(
-        "Compare engines with the scalar one: those that a module adds to microgpt.ENGINES."))
+        "Compare engines with the scalar one: those that a module puts into microgpt.ENGINES."))
     parser.add_argument("modules", metavar="MODULE", nargs="*")
-    args = parser.parse_args(argv)
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    own = set(microgpt.ENGINES)
+    engines = {} if (modules := parser.parse_args(argv).modules) else {"tensor": microgpt.Tensor}
+    what = ""
     try:
-        for module in args.modules:
-            sys.path.insert(0, os.path.dirname(os.path.abspath(module)))
-            importlib.import_module(os.path.basename(module).removesuffix(".py"))
-        for name in [name for name in microgpt.ENGINES if name not in own] or ["tensor"]:
-            for what, difference in check_engine(microgpt.ENGINES[name]).items():
+        for what in modules:
+            engines.update(load(what))
+        for what, engine in engines.items():
+            for layer, difference in check_engine(engine).items():
                 digits = f"10^{math.log10(difference):.0f}" if difference else "0"
-                print(f"{name:10} {what:14} equal, but for {digits}")
-    except (ArithmeticError, ImportError) as error:
-        return f"check_engine: {error}"
+                print(f"{what:10} {layer:14} equal, but for {digits}")
+    except Exception as error:                      # whatever a stranger's module may do
+        return f"check_engine: {what}: {' '.join(str(error).split()) or type(error).__name__}"
     return 0
 
 

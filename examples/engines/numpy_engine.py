@@ -22,10 +22,13 @@ has to tell them apart.
 """
 
 import argparse
+import inspect
 import math
 import os
 import sys
+from dataclasses import replace
 from functools import lru_cache
+from itertools import compress
 
 try:
     import numpy as np
@@ -57,16 +60,24 @@ microgpt.ENGINES["numpy"] = Array
 # --- Layers --------------------------------------------------------------------------------------
 
 def layer(definition):
-    """Register a function of arrays -> (y, rule) as a layer's way with arrays and with Arrays."""
+    """Register a function of arrays -> (y, rule) as a layer's way with arrays and with Arrays. The
+    rule gives a gradient for every input from the first on; those of Arrays are handed on."""
     def register(function):
+        signature = inspect.signature(function)
+
         @definition.register(np.ndarray)
         def _(*inputs, **options):
             return function(*inputs, **options)[0]
 
         @definition.register(Array)
         def _(*inputs, **options):
-            y, rule = function(*[x.data if isinstance(x, Array) else x for x in inputs], **options)
-            return Array(y, [x for x in inputs if isinstance(x, Array)], rule)
+            if options:                             # linear(x, weight, bias=bias)
+                bound = signature.bind(*inputs, **options)
+                bound.apply_defaults()
+                inputs = bound.args
+            nodes = [isinstance(x, Array) for x in inputs]
+            y, rule = function(*[x.data if node else x for x, node in zip(inputs, nodes)])
+            return Array(y, [*compress(inputs, nodes)], lambda dy: compress(rule(dy), nodes))
         return function
     return register
 
@@ -117,7 +128,7 @@ def _(x, y):
 def _(x, weight, bias=None):
     y = x @ weight.T
     return (y if bias is None else y + bias), lambda dy: (
-        dy @ weight, dy.T @ x, total(dy))           # the last if there is a bias
+        dy @ weight, dy.T @ x, total(dy))
 
 
 @layer(microgpt.layernorm)
@@ -263,9 +274,10 @@ class NumpyTrainer(Trainer):
     dtype = "float64"
 
     def __init__(self, model, tokenizer, documents, config=None, executor=None):
-        config = config or TrainConfig()
+        config = replace(config or TrainConfig(), engine="tensor")  # to be resumed without NumPy
         if config.workers > 1 or executor:
-            raise ValueError(f"workers is {config.workers}: NumPy has threads, so it must be 1")
+            raise ValueError(f"workers is {config.workers}: NumPy has threads of its own; it "
+                             "must be 1, without an executor")
         model.params = to_arrays(model, self.dtype).params
         super().__init__(model, tokenizer, documents, config)
         self.optimizer = FlatAdamW(model.params, weight_decay=config.weight_decay)
@@ -289,6 +301,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="numpy_engine", add_help=False, allow_abbrev=False,
                                      usage="numpy_engine.py [--dtype float32|float64] ..., and:")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
+    parser.error = lambda message: sys.exit(f"numpy_engine: {message}")
     ours, rest = parser.parse_known_args(argv)
     NumpyTrainer.dtype = ours.dtype
     if "--help" in rest:

@@ -34,6 +34,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 
 try:
     import safetensors.torch
@@ -162,7 +163,7 @@ class TorchTrainer(Trainer):
     device, dtype, accumulate, compile, peak = "cpu", "float32", 1, False, 0.0
 
     def __init__(self, model, tokenizer, documents, config=None, executor=None):
-        config = config or TrainConfig()
+        config = replace(config or TrainConfig(), engine="tensor")  # to be resumed without PyTorch
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if (
             dist.is_initialized()) else (0, 1)
         least = self.processes * self.accumulate
@@ -297,6 +298,7 @@ SHAPE = ("--n-layer", "--n-head", "--n-embd", "--block-size", "--tokenizer", "--
 def main(argv=None):
     """microgpt's command line with a TorchTrainer; returns the exit status."""
     parser = options()
+    parser.error = lambda message: sys.exit(f"train_torch: {message}")
     ours, rest = parser.parse_known_args(argv)
     given = {word.split("=")[0] for word in rest}
     if "--help" in given:
