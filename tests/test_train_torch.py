@@ -145,7 +145,10 @@ def main(*args, most=None):
             patch.setattr(TorchTrainer, name, getattr(TorchTrainer, name))
         patch.setattr(GPT, "initial_params", GPT.initial_params)
         patch.setattr(microgpt, "MOST_PARAMETERS", most or microgpt.MOST_PARAMETERS)
-        return train_torch.main(list(args))
+        try:
+            return train_torch.main(list(args))
+        except SystemExit as error:
+            return error.code
 
 
 def floats(model):
@@ -329,8 +332,13 @@ def test_parameters_of_large_models_are_as_random_as_those_of_small_ones(monkeyp
             assert not torch.equal(large[0][name], large[2][name])
 
 
-def test_large_models_are_saved_in_four_bytes_and_resumed_to_the_bit(text, tmp_path, capsys):
+def test_large_models_are_saved_in_four_bytes_and_resumed_to_the_bit(text, tmp_path, monkeypatch):
     run = partial(main, text, *TINY, most=500)
+    assert run("--steps", "1", "--lr", "0", "--seed", "5", "--save", "begun") == 0
+    begun = GPT.load("begun")
+    monkeypatch.setattr(microgpt, "MOST_PARAMETERS", 500)
+    assert near(begun.params, floats(GPT(begun.config, train_torch.initial_params(
+        begun, random.Random(5)))), 1e-12)
     assert run("--steps", "6", "--save", "kept") == 0
     assert b'"dtype":"F32"' in (tmp_path / "kept" / "model.safetensors").read_bytes()[:200]
     assert microgpt.main(["sample", "kept", "--n", "1"]) == 0
@@ -421,6 +429,16 @@ def test_a_loss_that_is_not_finite_ends_with_one_line(text, capsys):
     assert (out, error) == ("", "microgpt: loss is nan at step 1: training diverged, try a smaller "
                                 "lr\n")
     assert not os.path.exists("kept/model.safetensors")
+
+
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
+    t = trainer()
+    next(t)
+    t.save(tmp_path)
+    t.model.params["wte.weight"][0, 0] = math.inf
+    with pytest.raises(ValueError, match="wte.weight has numbers that are not finite"):
+        t.save(tmp_path)
+    assert TorchTrainer.load(tmp_path, DOCUMENTS).step == 1
 
 
 @pytest.mark.parametrize("options, word", [

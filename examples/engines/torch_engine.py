@@ -110,6 +110,8 @@ def _(x):
 
 @microgpt.attention.register(torch.Tensor)
 def _(x, positions, n_head, past=None, heads=None):
+    if x.dim() > 2 and (past or heads):
+        raise ValueError("past keys and traces are for packed tokens, not for those side by side")
     q, k, v = x.chunk(3, -1)
     sees = None                                     # side by side: all up to its own
     if x.dim() == 2:                                # packed: all from where its window begins

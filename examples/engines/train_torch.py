@@ -22,8 +22,9 @@ on one as on many, but for rounding. The first process alone prints and saves. W
 microgpt.py saves: it writes, and can be trained on, without PyTorch, and the other way round.
 
 MFU, the model FLOPs utilisation, is the share of the machine's peak that goes into the operations
-which the model itself takes: 6 for each parameter and token, and 12 n_layer n_embd for each token
-that another one looks back at. Source: Chowdhery et al. 2022, "PaLM", appendix B.
+which the model itself takes, for each token: 6 for each parameter, those of positions left out, and
+12 n_layer n_embd for each token that it may look at. Source: Chowdhery et al. 2022, "PaLM",
+appendix B. After a Ctrl-C torchrun waits 30 seconds for what is left to save and to write.
 """
 
 import argparse
@@ -37,9 +38,9 @@ import time
 from dataclasses import replace
 
 try:
+    import torch_engine  # noqa: I001  first, as PyTorch alone would warn of a missing NumPy at length
     import safetensors.torch
     import torch
-    import torch_engine
 except ImportError as error:
     kind = SystemExit if __name__ == "__main__" else ImportError
     raise kind(f"train_torch: it takes {error.name}: python -m pip install torch numpy "
@@ -184,15 +185,32 @@ class TorchTrainer(Trainer):
         self.model = torch_engine.TensorGPT(
             model.config, {name: x.detach() for name, x in params.items()})
         self.leading = self.rank == 0 and self.processes > 1
-        self.flops, self.peak = self._flops(), self.peak * 1e12 or self._measured_peak()
+        peak = self.peak * 1e12 or self._measured_peak()
+        self.flops, self.peak = self._flops(), self.processes * peak
 
     def gradients(self, batch):
-        """The loss of a batch, its gradients, the factor that clips them. Each process computes
-        its share; a part's loss counts by its tokens, so that the sums are those of the whole."""
+        """The loss of a batch, its gradients, the factor that clips them: of all processes."""
         if self.rank:
             signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is for the first
         if self.processes > 1 and not self._lead(True):
             raise StopIteration
+        leading, self.leading = self.leading, False     # should this fail, the others are elsewhere
+        try:
+            loss, gradients = self._share(batch)
+        except Exception as error:
+            if self.rank:                               # the first one's errors are shown anyway
+                print(f"train_torch: process {self.rank}: {error}", file=sys.__stderr__)
+            raise
+        limit, factor = self.config.clip, None
+        if limit:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            factor = limit / norm.clamp(min=limit)
+        self.leading = leading and math.isfinite(loss)          # else all end with the same error
+        return loss, gradients, factor
+
+    def _share(self, batch):
+        """This process's share of a batch, part by part. A part's loss counts by its tokens, so
+        that the sums are those of the whole."""
         for x in self.module.gpt.params.values():
             x.grad = None
         total = sum(len(window) - 1 for window in batch)
@@ -212,13 +230,7 @@ class TorchTrainer(Trainer):
             loss = loss + part_loss.detach()
         if self.processes > 1:
             dist.all_reduce(loss)
-        loss, limit, factor = float(loss), self.config.clip, None
-        gradients = [x.grad for x in self.module.gpt.params.values()]
-        if limit:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            factor = limit / norm.clamp(min=limit)
-        self.leading = self.leading and math.isfinite(loss)     # else all end with the same error
-        return loss, gradients, factor
+        return float(loss), [x.grad for x in self.module.gpt.params.values()]
 
     def _lead(self, on):
         message = torch.tensor(float(on), device=self.device)
@@ -230,7 +242,7 @@ class TorchTrainer(Trainer):
         if self.leading and self.step < self.config.steps:
             self._lead(False)
         self.leading = False
-        if self.rank:
+        if self.rank and sys.exc_info()[0] is None:
             raise SystemExit
 
     def save(self, directory):
@@ -255,14 +267,14 @@ class TorchTrainer(Trainer):
                 12 * config.n_layer * config.n_embd * length)
 
     def _measured_peak(self):
-        """Operations a second of all devices in the product of two large matrices."""
+        """Operations a second in the product of two large matrices."""
         n = 8192 if torch.device(self.device).type == "cuda" else 1024
         dtype = torch.bfloat16 if self.dtype == "bfloat16" else DTYPES[self.dtype]
         a, counts, started = torch.ones(n, n, device=self.device, dtype=dtype), 0, 0.0
         while not counts or time.perf_counter() - started < 0.2:
             (a @ a)[0, 0].item()
             started, counts = started or time.perf_counter(), counts + 1    # the first warms up
-        return self.processes * (counts - 1) * 2 * n ** 3 / (time.perf_counter() - started)
+        return (counts - 1) * 2 * n ** 3 / (time.perf_counter() - started)
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -297,40 +309,42 @@ SHAPE = ("--n-layer", "--n-head", "--n-embd", "--block-size", "--tokenizer", "--
 
 def main(argv=None):
     """microgpt's command line with a TorchTrainer; returns the exit status."""
-    parser = options()
-    parser.error = lambda message: sys.exit(f"train_torch: {message}")
+    parser, rank = options(), int(os.environ.get("RANK", 0))           # torchrun sets it
+
+    def wrong(message):
+        return 1 if rank else f"train_torch: {message}"         # the first process speaks for all
+    parser.error = lambda message: sys.exit(wrong(message))
     ours, rest = parser.parse_known_args(argv)
     given = {word.split("=")[0] for word in rest}
     if "--help" in given:
         parser.print_help()
     try:
         kind = TorchTrainer
-        if ours.accumulate < 1 or ours.peak < 0:
+        if ours.accumulate < 1 or not 0 <= ours.peak < math.inf:
             raise ValueError(f"accumulate is {ours.accumulate}, peak {ours.peak:g}: must be at "
                              "least 1, and 0")
         if ours.start:
-            wrong = sorted(given.intersection((*SHAPE, "--resume")))
-            if wrong:
-                raise ValueError(f"{wrong[0]} and --start {ours.start} exclude each other")
+            both = sorted(given.intersection((*SHAPE, "--resume")))
+            if both:
+                raise ValueError(f"{both[0]} and --start {ours.start} exclude each other")
             kind = from_directory(ours.start, ours.random)
         elif ours.random:
             raise ValueError("--random is for --start DIR")
         device = torch.device(ours.device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(device)
         torch.ones(1, device=device)                    # is it there?
     except (ValueError, RuntimeError, AssertionError) as error:
-        return f"train_torch: {str(error).splitlines()[0]}"
+        return wrong(str(error).splitlines()[0])
     GPT.initial_params = initial_params
     TorchTrainer.dtype, TorchTrainer.accumulate = ours.dtype, ours.accumulate
     TorchTrainer.compile, TorchTrainer.peak = ours.compile, ours.peak
-    rank = int(os.environ.get("RANK", 0))
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
     TorchTrainer.device = str(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:        # torchrun has set these
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     with contextlib.ExitStack() as stack:
-        if rank:                                        # the first speaks for all
+        if rank:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         try:
