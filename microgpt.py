@@ -1220,7 +1220,7 @@ def _load_trainer(cls, directory, documents, executor=None, **changes):
         moments, state = _read_tensors(file, {f"{m}.{x}": shapes[x] for m in "mv" for x in shapes})
         _need(state["step"] == model.step and re.fullmatch("[0-9]{1,10}", model.step),
               "it is not of the model that is saved here (or just now being saved: try again)")
-        config = replace(TrainConfig(**_from_json(state["config"])), **changes)
+        config = TrainConfig(**{**_from_json(state["config"]), **changes})
         trainer = cls(model, tokenizer, documents, config, executor)
         _need(state.get("documents") == _fingerprint(trainer), "its training began with other "
               "documents, or another seed or val_fraction")

@@ -11,8 +11,9 @@ A module is loaded, and every engine that it puts into microgpt.ENGINES is check
     check_engine(MyNumber, only=["cross_entropy", "linear"])        # before the others are written
 
 An engine is a class with two functions. `lift(x)` turns floats, a row or rows of them, into its
-own kind of number, for which layers are registered; `gradient(x)` gives, after backward(), what has
-come back to such a number, or zeros, as floats.
+own kind of number, for whose type layers are registered; `gradient(x)` gives, after backward(),
+what has come back to such a number, or zeros, as floats. A loss has backward(), and takes float()
+and * 0.5.
 """
 
 import argparse
@@ -26,6 +27,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 import microgpt
 from microgpt import GPT, Config, Value
+
+LAYERS = ("cross_entropy", "linear", "add", "embedding", "layernorm", "gelu", "attention")
 
 
 def check_engine(number, tolerance=1e-10, seed=0, only=()):
@@ -44,11 +47,32 @@ def check_engine(number, tolerance=1e-10, seed=0, only=()):
         try:
             found = run(loss, params, number)
         except Exception as error:
-            raise ArithmeticError(f"{what}: {type(error).__name__}: {error}") from error
+            why = f"{type(error).__name__}: {error}"
+            raise ArithmeticError(f"{what}: {missing(number) or why}") from error
         difference = max(apart(x, found[name], f"{what}, {name}", tolerance)
                          for name, x in expected.items())
         differences[what] = max(difference, differences.get(what, 0.0))
+    if "embedding" in differences:
+        refuse(number, -1)
+        refuse(number, 5)
     return differences
+
+
+def refuse(number, i):
+    """A table of 5 rows has no row i, from which an engine could go on with any numbers."""
+    try:
+        microgpt.embedding(number.lift([[0.5]] * 5), [i])
+    except (ValueError, IndexError):
+        return
+    raise ArithmeticError(f"embedding: takes id {i} of a table of 5 rows, and must refuse it")
+
+
+def missing(number):
+    """What to say of layers that have no way with what an engine lifts to."""
+    kind = type(number.lift([[1.0]]))
+    names = [name for name in LAYERS if getattr(microgpt, name).dispatch(kind) is
+             getattr(microgpt, name).dispatch(object)]
+    return f"nothing is registered for {kind.__name__} with {', '.join(names)}" if names else ""
 
 
 def run(loss, params, number):
@@ -65,7 +89,8 @@ def apart(x, y, what, tolerance):
     """The largest difference between two numbers, rows or lists of rows of the same shape."""
     many = isinstance(x, list)
     if many != hasattr(y, "__len__") or (many and len(x) != len(y)):
-        raise ArithmeticError(f"{what}: {y!r} is not of the shape of {x!r}")
+        one, two = (f"{len(z)} parts" if hasattr(z, "__len__") else "a number" for z in (x, y))
+        raise ArithmeticError(f"{what} is not of the shape of the scalar one: {two}, not {one}")
     if many:
         return max(apart(a, b, f"{what}[{i}]", tolerance) for i, (a, b) in enumerate(zip(x, y)))
     difference = abs(x - y) / max(1.0, abs(x), abs(y))

@@ -4,8 +4,9 @@
     python examples/engines/numpy_engine.py poems.txt --n-embd 128 --n-layer 4 --block-size 128
     python examples/engines/numpy_engine.py --dtype float32 ... # wide models: twice as fast
 
-All options of microgpt.py are there, and what --save keeps is what microgpt.py keeps: it writes
-with `python microgpt.py sample DIR`, and a training may go on here or there (--resume). A library:
+The options are those of microgpt.py, but for --engine and --workers. What --save keeps is what
+microgpt.py keeps: it writes with `python microgpt.py sample DIR`, and a training may go on here or
+there (--resume). As a library:
 
     import microgpt, numpy_engine
     trainer = numpy_engine.NumpyTrainer(model, tokenizer, documents, microgpt.TrainConfig())
@@ -51,7 +52,7 @@ class Array(Value):
     def hand_on(self):
         """The chain rule: add to the gradients of the inputs what the rule makes of one's own."""
         for child, grad in zip(self.children, self.local_grads(self.grad)):
-            child.grad = grad if isinstance(child.grad, float) else child.grad + grad
+            child.grad = grad if type(child.grad) is float else child.grad + grad   # 0.0: none yet
 
 
 microgpt.ENGINES["numpy"] = Array
@@ -231,7 +232,7 @@ class FlatAdamW(AdamW):
     def __init__(self, params, **options):
         self.shapes = {name: x.shape for name, x in params.items()}
         self.dtype = params["wte.weight"].dtype
-        super().__init__(params, **options)         # sets m and v
+        super().__init__(params, **options)         # sets m and v to 0.0, which is spread out
         self.flat = self._flatten(params)
         params.update(self._parts(self.flat))
         decays = {name: np.full(shape, ".c_" in name and "weight" in name)

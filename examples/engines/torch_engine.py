@@ -39,7 +39,7 @@ class Torch:
     @classmethod
     def lift(cls, x):
         """Floats, rows of them or arrays -> a tensor of the same shape."""
-        return to_tensor(x, cls.device, cls.dtype).requires_grad_()
+        return to_tensor(x, cls.device, cls.dtype).detach().clone().requires_grad_()
 
     @staticmethod
     def gradient(x):
@@ -48,7 +48,8 @@ class Torch:
 
 
 microgpt.ENGINES["torch"] = Torch
-warnings.filterwarnings("ignore", "Converting a tensor with requires_grad")     # float(loss)
+# microgpt asks for float(loss), of which PyTorch warns as it ends the graph; here it shall.
+warnings.filterwarnings("ignore", "Converting a tensor with requires_grad")
 
 
 def to_tensor(x, device, dtype):

@@ -11,15 +11,17 @@ On top of them:
     --device X      cpu, cuda, ... (cuda if there is one)
     --dtype X       float32, float64, or bfloat16: mixed precision, parameters in float32
     --accumulate N  take each process's share of a batch in N parts, one after the other
-    --compile       let torch.compile make one kernel of many; the first step takes a minute
+    --compile       let torch.compile make one kernel of many; the first step takes a minute, and
+                    windows are filled up to the block: for long texts, not for names
     --start DIR     begin with the model and the tokens of a directory, GPT-2's or one of microgpt's
     --random        with --start: its shape and its tokens, but random parameters
     --peak X        what the device can do, in TFLOP/s (otherwise a large product is timed)
 
 torchrun starts the processes, DistributedDataParallel adds up their gradients: over NCCL on GPUs,
 over gloo on processors. --batch-size is that of all processes together, so a training is the same
-on one as on many, but for rounding. The first process alone prints and saves. What it saves is what
-microgpt.py saves: it writes, and can be trained on, without PyTorch, and the other way round.
+on one as on many, but for rounding. The first process alone prints and saves; to resume on several
+machines, all must see the directory. What is saved is what microgpt.py saves: it writes, and can be
+trained on, without PyTorch, and the other way round.
 
 MFU, the model FLOPs utilisation, is the share of the machine's peak that goes into the operations
 which the model itself takes, for each token: 6 for each parameter, those of positions left out, and
@@ -54,7 +56,8 @@ import microgpt
 from microgpt import GPT, AdamW, TrainConfig, Trainer, parameter_count
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
-HELD_OUT = 2 ** 15          # tokens on which a held-out loss is measured, at most
+HELD_OUT = 2 ** 15          # tokens on which a held-out loss is measured, at most: those of 32
+                            # windows of 1,024
 
 
 # --- The model -----------------------------------------------------------------------------------
@@ -82,6 +85,9 @@ def side_by_side(windows, length, device):
     return rows[:, :-1].clamp(min=0), rows[:, 1:]
 
 
+in_pure_python = GPT.initial_params
+
+
 def initial_params(self, rng):
     """What GPT.initial_params gives, by PyTorch's generator, which has millions in a second."""
     if parameter_count(self.config) <= microgpt.MOST_PARAMETERS:
@@ -94,9 +100,6 @@ def initial_params(self, rng):
         params[name] = (torch.full(shape, float("weight" in name)) if len(shape) == 1 else
                         torch.empty(shape).normal_(0, std * scale, generator=generator))
     return params
-
-
-in_pure_python = GPT.initial_params
 
 
 # --- The optimizer -------------------------------------------------------------------------------
@@ -141,7 +144,8 @@ class TorchAdamW:
         for x in self.params.values():
             self.torch.state[x]["step"] = torch.tensor(float(steps), device=x.device)
 
-    steps = property(None, _set_steps)
+    steps = property(lambda self: int(max((state["step"] for state in self.torch.state.values()),
+                                          default=0)), _set_steps)
 
 
 def tensor_file(tensors, dtype="F64", **metadata):
@@ -168,13 +172,14 @@ class TorchTrainer(Trainer):
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if (
             dist.is_initialized()) else (0, 1)
         least = self.processes * self.accumulate
-        if config.batch_size < least or config.workers > 1 or executor:
-            raise ValueError(f"batch_size is {config.batch_size}, workers is {config.workers}: for "
-                             f"{self.processes} processes, each taking its share in "
-                             f"{self.accumulate} parts, batch_size must be at least {least}, and "
-                             "workers 1")
+        if config.workers > 1 or executor:
+            raise ValueError(f"workers is {config.workers}: must be 1, without an executor; it is "
+                             "torchrun that starts processes")
+        if config.batch_size < least:
+            raise ValueError(f"batch_size is {config.batch_size}: must be at least {least}, for "
+                             f"{self.processes} x {self.accumulate} parts (processes, accumulate)")
         super().__init__(model, tokenizer, documents, config)
-        most = HELD_OUT // model.config.block_size + 1
+        most = max(1, HELD_OUT // model.config.block_size)
         self.val_windows = self.val_windows[:most] if self.rank == 0 else []
         self.module = self.parallel = Module(model, self.device, DTYPES[self.dtype])
         if self.processes > 1:
@@ -221,8 +226,8 @@ class TorchTrainer(Trainer):
             rows = side_by_side(part, self.model.config.block_size if self.compile else longest,
                                 self.device)
             weight = sum(len(window) - 1 for window in part) / total
-            last = part is parts[-1] or self.processes == 1
-            with contextlib.nullcontext() if last else self.parallel.no_sync():
+            alone = self.processes == 1 or part is parts[-1]    # or after it gradients are summed
+            with contextlib.nullcontext() if alone else self.parallel.no_sync():
                 with torch.autocast(torch.device(self.device).type, torch.bfloat16,
                                     self.dtype == "bfloat16"):
                     part_loss = self.forward(*rows) * weight
@@ -260,9 +265,8 @@ class TorchTrainer(Trainer):
         return f"{speed:,.0f} tokens/s  MFU {speed * self.flops / self.peak:.1%}"
 
     def _flops(self):
-        """Operations for a token, forward and backward."""
-        config = self.model.config
-        length = min(config.block_size, max(map(len, self.windows)) - 1)
+        """Operations for a token of a window of full length, forward and backward."""
+        config, length = self.model.config, max(map(len, self.windows)) - 1
         return (6 * (parameter_count(config) - parameter_count(config, "wpe")) +
                 12 * config.n_layer * config.n_embd * length)
 
@@ -270,7 +274,7 @@ class TorchTrainer(Trainer):
         """Operations a second in the product of two large matrices."""
         n = 8192 if torch.device(self.device).type == "cuda" else 1024
         dtype = torch.bfloat16 if self.dtype == "bfloat16" else DTYPES[self.dtype]
-        a, counts, started = torch.ones(n, n, device=self.device, dtype=dtype), 0, 0.0
+        a, counts, started = torch.randn(n, n, device=self.device).to(dtype), 0, 0.0
         while not counts or time.perf_counter() - started < 0.2:
             (a @ a)[0, 0].item()
             started, counts = started or time.perf_counter(), counts + 1    # the first warms up
@@ -283,24 +287,30 @@ def options():
     """What there is besides microgpt's own options."""
     parser = argparse.ArgumentParser(prog="train_torch", add_help=False, allow_abbrev=False,
                                      usage="train_torch.py [FILE] [options], these and those below")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--accumulate", metavar="N", type=int, default=1)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--start", metavar="DIR", default="")
-    parser.add_argument("--random", action="store_true")
-    parser.add_argument("--peak", metavar="X", type=float, default=0.0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="cpu, cuda, ... (%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32",
+                        help="bfloat16 is mixed precision (%(default)s)")
+    parser.add_argument("--accumulate", metavar="N", type=int, default=1,
+                        help="each process takes its share of a batch in N parts (%(default)s)")
+    parser.add_argument("--compile", action="store_true", help="by torch.compile")
+    parser.add_argument("--start", metavar="DIR", default="",
+                        help="begin with the model and tokens there, GPT-2's or microgpt's")
+    parser.add_argument("--random", action="store_true",
+                        help="with --start: its shape and tokens, but random parameters")
+    parser.add_argument("--peak", metavar="X", type=float, default=0.0,
+                        help="what a device can do, in TFLOP/s (0: measured)")
     return parser
 
 
 def from_directory(start, anew):
     """A kind of TorchTrainer that begins with what is in a directory, or with its shape."""
     class Begun(TorchTrainer):
-        def __init__(self, model, tokenizer, documents, config):
+        def __init__(self, model, tokenizer, documents, config, executor=None):
             model, tokenizer = GPT.load(start), microgpt.load_tokenizer(start)
             if anew:
                 model = GPT(model.config, seed=config.seed)
-            super().__init__(model, tokenizer, documents, config)
+            super().__init__(model, tokenizer, documents, config, executor)
     return Begun
 
 
@@ -321,8 +331,8 @@ def main(argv=None):
     try:
         kind = TorchTrainer
         if ours.accumulate < 1 or not 0 <= ours.peak < math.inf:
-            raise ValueError(f"accumulate is {ours.accumulate}, peak {ours.peak:g}: must be at "
-                             "least 1, and 0")
+            raise ValueError(f"accumulate is {ours.accumulate}, peak is {ours.peak:g}: must be a "
+                             "whole number from 1, and a number of TFLOP/s")
         if ours.start:
             both = sorted(given.intersection((*SHAPE, "--resume")))
             if both:
