@@ -220,7 +220,7 @@ def test_stopped_and_resumed_is_never_stopped_to_the_bit(two, tmp_path):
 
 def test_what_cannot_be_ends_all_processes_with_the_same_words(two):
     assert two["not finite"] == "loss is nan at step 1: training diverged, try a smaller lr"
-    assert "for 2 processes" in two["too few"] and "at least 4" in two["too few"]
+    assert "for 2 x 2" in two["too few"] and "at least 4" in two["too few"]
 
 
 def test_the_peak_of_two_devices_is_twice_that_of_one(two):

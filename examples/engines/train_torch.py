@@ -258,7 +258,7 @@ class TorchTrainer(Trainer):
     def about(self):
         """For the command line: what it runs on."""
         return (f"PyTorch engine: {self.processes} x {self.device}, {self.dtype}, "
-                f"{self.peak / 1e12:.3g} TFLOP/s")
+                f"peak {self.peak / 1e12:.3g} TFLOP/s")
 
     def rate(self, speed):
         """For the progress line: tokens a second, and their share of what the devices can do."""
