@@ -220,10 +220,8 @@ def _(logits, targets):
 
 def to_arrays(model, dtype="float64"):
     """The same GPT with arrays for parameters: for answers, as of floats, at NumPy's speed."""
-    params = {}
-    for name, x in model.params.items():
-        params[name] = np.array(x, dtype)           # row by row: rows may be of the array module
-    return microgpt.GPT(model.config, params)
+    arrays = {name: np.array(x, dtype) for name, x in model.params.items()}
+    return microgpt.GPT(model.config, arrays)
 
 
 class FlatAdamW(AdamW):
