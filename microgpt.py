@@ -160,8 +160,8 @@ class Value:
         self.children = children            # the Values it was computed from
         self.local_grads = local_grads      # d self / d child, for each of them
 
-    lift = classmethod(lambda cls, x: _map(cls, x))     # floats -> Values, in the same shape
-    gradient = staticmethod(lambda x: _map(lambda v: v.grad or _zeros(v.data), x))  # back: grads
+    lift = classmethod(lambda cls, x: _map(cls, x))     # floats -> Values; back: Values -> grads
+    gradient = staticmethod(lambda x: _map(lambda v: v.grad or _zeros(v.data), x))
     def __repr__(self): return f"{type(self).__name__}(data={self.data}, grad={self.grad})"
     def __float__(self): return float(self.data)
 
@@ -245,7 +245,7 @@ class Value:
         for child, local_grad in zip(self.children, self.local_grads):
             child.grad += local_grad * grad
 
-def _map(function, x):              # each number of a number, a row or rows
+def _map(function, x):              # of each number in x: a number, a row or rows
     return [_map(function, y) for y in x] if isinstance(x, (list, tuple)) else function(x)
 def _zeros(x): return _map(lambda _: 0.0, x)
 def _rows(x): return x if hasattr(x[0], "__len__") else [x]     # a row or rows -> rows

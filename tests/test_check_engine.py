@@ -225,6 +225,28 @@ def test_only_some_layers_may_be_checked():
         check_engine(off, only=["gelu"])
 
 
+@pytest.mark.parametrize("i, within", [(-1, max), (5, min)])
+def test_an_embedding_that_takes_an_id_out_of_range_is_found(i, within):
+    class Faulty(Tensor):
+        __slots__ = ()
+
+    @microgpt.embedding.register(Faulty)
+    def _(table, ids):
+        bound = 0 if within is max else len(table.data) - 1
+        return microgpt.embedding.dispatch(Tensor)(table, [within(n, bound) for n in ids])
+    with pytest.raises(ArithmeticError, match=f"^embedding: takes id {i} of a table of 5 rows"):
+        check_engine(Faulty)
+
+
+def test_layers_that_are_not_written_yet_are_named():
+    class Bare(Value):
+        __slots__ = ()
+        lift = classmethod(lambda cls, x: cls(x))
+    with pytest.raises(ArithmeticError, match="^cross_entropy: nothing is registered for Bare with "
+                       "cross_entropy, linear, add, embedding, layernorm, gelu, attention$"):
+        check_engine(Bare)
+
+
 def test_a_layer_that_does_not_exist_does_not_pass():
     with pytest.raises(ValueError, match="gellu"):
         check_engine(Tensor, only=["gellu"])
