@@ -44,7 +44,9 @@ END = "<|endoftext|>"
 
 # --- What there is to say ------------------------------------------------------------------------
 
-def percent(p): return f"{100 * p:.3g}%"
+
+def percent(p):
+    return f"{100 * p:.3g}%"
 
 
 def end_sign():
@@ -59,33 +61,46 @@ def end_sign():
 def visible(text):
     """A text as it is shown: its end as a sign, and what would disturb a terminal as a `?`."""
     ends = text.endswith(END)
-    text = text[:-len(END)] if ends else text
+    text = text[: -len(END)] if ends else text
     return "".join(c if c.isprintable() else "?" for c in text) + end_sign() * ends
 
 
 def suggest(model, tokenizer, text, k, max_tokens):
     """The likeliest ways to go on: [(what to insert, what to show, probability), ...]."""
     found = completions(model, tokenizer, text, k, max_tokens, beam=max(10, k))
-    return [(way.replace(END, "").rstrip("\ufffd"),     # which would be a character cut in half
-             visible(way), p) for way, p in found]
+    return [
+        (
+            way.replace(END, "").rstrip(
+                "\ufffd"
+            ),  # which would be a character cut in half
+            visible(way),
+            p,
+        )
+        for way, p in found
+    ]
 
 
 def next_tokens(model, tokenizer, text, k):
     """The bottom line: the likeliest next tokens."""
     found = predict(model, tokenizer, text, k)
-    return "next: " + "  ".join(f"{visible(token)!r} {percent(p)}" for token, p in found)
+    return "next: " + "  ".join(
+        f"{visible(token)!r} {percent(p)}" for token, p in found
+    )
 
 
 def verdict(model, tokenizer, text):
     """How likely a document is: its probability, and its loss."""
     losses = [scored.loss for scored in microgpt.score(model, tokenizer, text, 1)]
     mean = sum(losses) / len(losses)
-    among = math.exp(mean) if mean < 700 else math.inf          # or exp would overflow
-    return (f"probability 10^{-sum(losses) / math.log(10):.1f}, {len(losses)} tokens, "
-            f"loss {mean:.3f} nats a token (as if among {among:.4g})")
+    among = math.exp(mean) if mean < 700 else math.inf  # or exp would overflow
+    return (
+        f"probability 10^{-sum(losses) / math.log(10):.1f}, {len(losses)} tokens, "
+        f"loss {mean:.3f} nats a token (as if among {among:.4g})"
+    )
 
 
 # --- In a terminal -------------------------------------------------------------------------------
+
 
 def make_prompt(model, tokenizer, k, max_tokens):
     """A prompt_toolkit prompt that suggests, validates and shows the next tokens."""
@@ -98,8 +113,10 @@ def make_prompt(model, tokenizer, k, max_tokens):
     class Suggestions(Completer):
         def get_completions(self, document, event):
             try:
-                ways = suggest(model, tokenizer, document.text_before_cursor, k, max_tokens)
-            except ValueError:              # the validator tells
+                ways = suggest(
+                    model, tokenizer, document.text_before_cursor, k, max_tokens
+                )
+            except ValueError:  # the validator tells
                 return
             for text, shown, p in ways:
                 yield Completion(text, display=shown, display_meta=percent(p))
@@ -111,18 +128,19 @@ def make_prompt(model, tokenizer, k, max_tokens):
             except ValueError as error:
                 raise ValidationError(len(document.text), str(error)) from None
 
-    lines, busy = {}, []                    # what was worked out, and what is being worked out
+    lines, busy = {}, []  # what was worked out, and what is being worked out
 
     async def look(app, text):
         """Work out the bottom line in a thread, so that typing stays smooth."""
         try:
             lines[text] = await asyncio.get_running_loop().run_in_executor(
-                None, next_tokens, model, tokenizer, text, k)
+                None, next_tokens, model, tokenizer, text, k
+            )
         except ValueError:
             lines[text] = "next: ?"
         finally:
             busy.clear()
-            app.invalidate()                # draw it, and look at what was typed in between
+            app.invalidate()  # draw it, and look at what was typed in between
 
     def toolbar():
         app = get_app()
@@ -132,9 +150,14 @@ def make_prompt(model, tokenizer, k, max_tokens):
             app.create_background_task(look(app, text))
         return lines.get(text, "next: ...")
 
-    return PromptSession("> ", completer=Suggestions(), complete_in_thread=True,
-                         validator=KnownCharacters(), bottom_toolbar=toolbar,
-                         color_depth=ColorDepth.DEPTH_1_BIT if os.environ.get("NO_COLOR") else None)
+    return PromptSession(
+        "> ",
+        completer=Suggestions(),
+        complete_in_thread=True,
+        validator=KnownCharacters(),
+        bottom_toolbar=toolbar,
+        color_depth=ColorDepth.DEPTH_1_BIT if os.environ.get("NO_COLOR") else None,
+    )
 
 
 def converse(prompt, model, tokenizer):
@@ -149,6 +172,7 @@ def converse(prompt, model, tokenizer):
 
 
 # --- The command ---------------------------------------------------------------------------------
+
 
 def plain(model, tokenizer, lines, k, max_tokens):
     """Print the suggestions for each line; returns the exit status, 1 if one was not understood."""
@@ -175,26 +199,41 @@ def count(text):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        prog="autocomplete", description="A prompt that completes what you type.")
-    parser.add_argument("directory", metavar="DIR", help="a model, as --save has written it")
-    parser.add_argument("-k", type=count, default=5, metavar="N", help="how many suggestions (5)")
-    parser.add_argument("--max-tokens", type=count, default=20, metavar="N",
-                        help="how many tokens they may have (20)")
+        prog="autocomplete", description="A prompt that completes what you type."
+    )
+    parser.add_argument(
+        "directory", metavar="DIR", help="a model, as --save has written it"
+    )
+    parser.add_argument(
+        "-k", type=count, default=5, metavar="N", help="how many suggestions (5)"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=count,
+        default=20,
+        metavar="N",
+        help="how many tokens they may have (20)",
+    )
     args = parser.parse_args(argv)
     try:
-        if hasattr(sys.stdout, "reconfigure"):      # for a terminal that lacks a letter
+        if hasattr(sys.stdout, "reconfigure"):  # for a terminal that lacks a letter
             sys.stdout.reconfigure(errors="backslashreplace")
         model = microgpt.GPT.load(args.directory)
         tokenizer = microgpt.load_tokenizer(args.directory)
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             return plain(model, tokenizer, sys.stdin, args.k, args.max_tokens)
-        converse(make_prompt(model, tokenizer, args.k, args.max_tokens), model, tokenizer)
+        converse(
+            make_prompt(model, tokenizer, args.k, args.max_tokens), model, tokenizer
+        )
         return 0
-    except BrokenPipeError:             # `| head` has seen enough; Python would flush once more
+    except BrokenPipeError:  # `| head` has seen enough; Python would flush once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ImportError:
-        problem, status = "at a terminal it needs prompt_toolkit: pip install prompt_toolkit", 1
+        problem, status = (
+            "at a terminal it needs prompt_toolkit: pip install prompt_toolkit",
+            1,
+        )
     except (OSError, ValueError) as error:
         problem, status = str(error), 1
     except KeyboardInterrupt:

@@ -98,18 +98,19 @@ sys.path.insert(0, ROOT)
 import microgpt  # noqa: E402
 
 ROUNDS = 3
-FIRST_STEPS = 3             # before a baseline's samples are timed
-WARM = 1.0 if platform.python_implementation() == "CPython" else 5.0     # seconds
+FIRST_STEPS = 3  # before a baseline's samples are timed
+WARM = 1.0 if platform.python_implementation() == "CPython" else 5.0  # seconds
 STEP = re.compile(r"step +\d+ */ *\d+ *\| *loss")
 SAMPLE = re.compile(r"sample +\d+: ?(.*)")
 NUM_STEPS = re.compile(r"^num_steps *= *[\d_]+", re.MULTILINE)
 BLOCK = microgpt.Config(1).block_size
 GPT2_SMALL = microgpt.Config(50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
 TINY = microgpt.Config(257, block_size=32, n_layer=2, n_head=2, n_embd=8)
-PROMPT, MORE = 8, 8         # tokens that GPT-2 reads, and that it writes after the first
+PROMPT, MORE = 8, 8  # tokens that GPT-2 reads, and that it writes after the first
 
 
 # --- The table -----------------------------------------------------------------------------------
+
 
 def row(label, value, unit="", note=""):
     """Print a line of the table, the value with three digits or as it is."""
@@ -126,31 +127,40 @@ def ratio_row(label, ratios, ratio, unit="times as fast"):
 
 # --- Child processes -----------------------------------------------------------------------------
 
+
 def default_run(path, quick):
     """Rows on the whole default command, as a child; it must be this process's first child."""
     command = [sys.executable, os.path.join(ROOT, "microgpt.py"), path]
     command += ["--steps", "5", "--samples", "2"] if quick else []
     started = time.perf_counter()
-    child = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    child = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace"
+    )
     wall = time.perf_counter() - started
     if child.returncode:
         raise ValueError("the default run failed: " + child.stderr.strip())
     row("default run, time", wall, "s", "5 steps only" * quick)
     try:
         import resource
+
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         peak *= 1 if sys.platform == "darwin" else 1024
         row("default run, peak memory", peak / 1e6, "MB")
     except ImportError:
         row("default run, peak memory", "not available")
     held_out = re.search(r"^ +([\d.]+) held out, ", child.stdout, re.MULTILINE)
-    row("default run, held-out loss", held_out.group(1) if held_out else "not available",
-        "nats a token" if held_out else "")
+    row(
+        "default run, held-out loss",
+        held_out.group(1) if held_out else "not available",
+        "nats a token" if held_out else "",
+    )
 
 
 def import_time(pairs):
     """A row on the milliseconds that `import microgpt` adds to the interpreter's start."""
-    env = {name: x for name, x in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    env = {
+        name: x for name, x in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }
 
     def start(code):
         """The milliseconds of a child that runs the code."""
@@ -158,7 +168,7 @@ def import_time(pairs):
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
         return 1000 * (time.perf_counter() - started)
 
-    start("import microgpt")                    # writes the .pyc
+    start("import microgpt")  # writes the .pyc
     more = [start("import microgpt") - start("pass") for _ in range(pairs)]
     row("import microgpt", statistics.median(more), "ms")
 
@@ -166,11 +176,19 @@ def import_time(pairs):
 def lines_of(python, script, documents):
     """Run a script in a folder with the documents as input.txt: yields (time, line), live."""
     with tempfile.TemporaryDirectory() as folder:
-        with open(os.path.join(folder, "input.txt"), "w", encoding="utf-8", newline="\n") as file:
+        with open(
+            os.path.join(folder, "input.txt"), "w", encoding="utf-8", newline="\n"
+        ) as file:
             file.write("\n".join(documents) + "\n")
-        child = subprocess.Popen([python, "-u", script], cwd=folder, stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.PIPE, encoding="utf-8", errors="replace",
-                                 env={**os.environ, "PYTHONUTF8": "1"})
+        child = subprocess.Popen(
+            [python, "-u", script],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "PYTHONUTF8": "1"},
+        )
         try:
             for line in child.stdout:
                 yield time.perf_counter(), line.rstrip("\n")
@@ -209,7 +227,9 @@ class Baseline:
                     if now - stamps[0] > warm + seconds:
                         break
         if len(stamps) < 2:
-            raise ValueError(f"{self.script} prints no lines like: step 1 / 1000 | loss 3.3")
+            raise ValueError(
+                f"{self.script} prints no lines like: step 1 / 1000 | loss 3.3"
+            )
         times = [(b - a, a - stamps[0] >= warm) for a, b in zip(stamps, stamps[1:])]
         return [t for t, is_warm in times if is_warm] or [t for t, _ in times]
 
@@ -236,6 +256,7 @@ class Baseline:
 
 # --- microgpt ------------------------------------------------------------------------------------
 
+
 def stretch(advance, seconds):
     """Call a function again and again for so many seconds: how long did each call take?"""
     times, end = [], time.perf_counter() + seconds
@@ -249,17 +270,22 @@ def stretch(advance, seconds):
 def new_trainer(documents, tokenizer, kind=microgpt.Trainer, **options):
     """A Trainer of a new model for the job, that will not come to its end."""
     model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size))
-    config = microgpt.TrainConfig(steps=10 ** 9, clip=0.0, val_fraction=0.0, **options)
+    config = microgpt.TrainConfig(steps=10**9, clip=0.0, val_fraction=0.0, **options)
     return kind(model, tokenizer, documents, config)
 
 
 def training(documents, tokenizer, seconds, warm, baseline, kinds):
     """Rows on steps of one document; returns the model that has been trained for longest. Besides
     microgpt's engines, `kinds` of Trainer take their turns."""
-    trainers = {engine: new_trainer(documents, tokenizer, batch_size=1, engine=engine)
-                for engine in ("tensor", "value")}
-    trainers.update((name, new_trainer(documents, tokenizer, kind, batch_size=1))
-                    for name, kind in kinds.items() if name != "tensor")
+    trainers = {
+        engine: new_trainer(documents, tokenizer, batch_size=1, engine=engine)
+        for engine in ("tensor", "value")
+    }
+    trainers.update(
+        (name, new_trainer(documents, tokenizer, kind, batch_size=1))
+        for name, kind in kinds.items()
+        if name != "tensor"
+    )
     for trainer in trainers.values():
         stretch(trainer.__next__, warm)
     rounds = []
@@ -276,15 +302,22 @@ def training(documents, tokenizer, seconds, warm, baseline, kinds):
         row(f"one document, {label}, mean", means[name], "ms", f"{len(times):,} steps")
         row(f"one document, {label}, least", min(times), "ms")
     for engine in trainers if baseline else ():
-        ratio_row(f"{engine} engine to baseline",
-                  [statistics.mean(times["baseline"]) / statistics.mean(times[engine])
-                   for times in rounds], means["baseline"] / means[engine])
+        ratio_row(
+            f"{engine} engine to baseline",
+            [
+                statistics.mean(times["baseline"]) / statistics.mean(times[engine])
+                for times in rounds
+            ],
+            means["baseline"] / means[engine],
+        )
     return trainers["tensor"].model
 
 
 def workers(documents, tokenizer, seconds, warm):
     """Rows on batches of 32 documents with 1 and with 2 processes."""
-    trainers = [new_trainer(documents, tokenizer, batch_size=32, workers=n) for n in (1, 2)]
+    trainers = [
+        new_trainer(documents, tokenizer, batch_size=32, workers=n) for n in (1, 2)
+    ]
     times, ratios = ([], []), []
     try:
         for trainer in trainers:
@@ -299,7 +332,12 @@ def workers(documents, tokenizer, seconds, warm):
             trainers[1].executor.shutdown()
     one, two = map(statistics.mean, times)
     row("batch of 32, 1 worker", 32 / one, "documents/s")
-    row("batch of 32, 2 workers", 32 / two, "documents/s", f"{os.cpu_count()} processors")
+    row(
+        "batch of 32, 2 workers",
+        32 / two,
+        "documents/s",
+        f"{os.cpu_count()} processors",
+    )
     ratio_row("2 workers to 1", ratios, one / two)
 
 
@@ -346,12 +384,20 @@ def multiplying(seconds):
     """Rows on microgpt.matmul at three widths."""
     rng = random.Random(0)
     for width in 16, 64, 128:
-        A, B = ([[rng.gauss(0, 1) for _ in range(width)] for _ in range(n)] for n in (64, width))
+        A, B = (
+            [[rng.gauss(0, 1) for _ in range(width)] for _ in range(n)]
+            for n in (64, width)
+        )
         best = min(stretch(partial(microgpt.matmul, A, B), seconds))
-        row(f"matmul, width {width}", 1e9 * best / (64 * width * width), "ns/multiply-add")
+        row(
+            f"matmul, width {width}",
+            1e9 * best / (64 * width * width),
+            "ns/multiply-add",
+        )
 
 
 # --- BPE -----------------------------------------------------------------------------------------
+
 
 def source_lines(size):
     """So many characters of the standard library's source, a document a line."""
@@ -378,13 +424,21 @@ def library_bpe(tokenizers, documents, size):
     """The same by the tokenizers library."""
     tokenizer = tokenizers.ByteLevelBPETokenizer()
     started = time.perf_counter()
-    tokenizer.train_from_iterator(documents, size - 1, min_frequency=1, show_progress=False)
-    tokenizer.add_special_tokens([microgpt.END])        # as the last one; the trainer's are first
+    tokenizer.train_from_iterator(
+        documents, size - 1, min_frequency=1, show_progress=False
+    )
+    tokenizer.add_special_tokens(
+        [microgpt.END]
+    )  # as the last one; the trainer's are first
     trained = time.perf_counter()
     ids = [encoding.ids for encoding in tokenizer.encode_batch(documents)]
     ended = time.perf_counter()
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]      # older: with a space between
-    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
+    merges = json.loads(tokenizer.to_str())["model"][
+        "merges"
+    ]  # older: with a space between
+    merges = [
+        tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges
+    ]
     return trained - started, ended - trained, (tokenizer.get_vocab(), merges, ids)
 
 
@@ -409,9 +463,18 @@ def bpe(documents, size):
         row(f"BPE {name}", mean, "s", note)
         if tokenizers:
             library = statistics.mean(times[i] for times in theirs)
-            row(f"BPE {name}, library", library, "s", f"version {tokenizers.__version__}")
-            ratio_row(f"BPE {name} to library", [a[i] / b[i] for a, b in zip(ours, theirs)],
-                      mean / library, "times its time")
+            row(
+                f"BPE {name}, library",
+                library,
+                "s",
+                f"version {tokenizers.__version__}",
+            )
+            ratio_row(
+                f"BPE {name} to library",
+                [a[i] / b[i] for a, b in zip(ours, theirs)],
+                mean / library,
+                "times its time",
+            )
     if tokenizers:
         row("BPE, equal to the library", "yes" if equal else "no")
     else:
@@ -445,15 +508,25 @@ def write_gpt2(directory, config):
     """Write a random model as GPT-2's files are, in little memory: gains 1, biases 0, weights with
     a deviation of 0.02. A row is a piece, from some place on, of one long row of random numbers."""
     with open(os.path.join(directory, "config.json"), "w", encoding="utf-8") as file:
-        json.dump({"model_type": "gpt2", "vocab_size": config.vocab_size,
-                   "n_positions": config.block_size, "n_layer": config.n_layer,
-                   "n_head": config.n_head, "n_embd": config.n_embd}, file)
+        json.dump(
+            {
+                "model_type": "gpt2",
+                "vocab_size": config.vocab_size,
+                "n_positions": config.block_size,
+                "n_layer": config.n_layer,
+                "n_head": config.n_head,
+                "n_embd": config.n_embd,
+            },
+            file,
+        )
     rng, longest = random.Random(0), 4 * config.n_embd
-    noise = struct.pack(f"<{16 * longest}f", *(rng.gauss(0, 0.02) for _ in range(16 * longest)))
+    noise = struct.pack(
+        f"<{16 * longest}f", *(rng.gauss(0, 0.02) for _ in range(16 * longest))
+    )
     header, stop = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in microgpt.parameter_shapes(config).items():
         start, stop = stop, stop + 4 * math.prod(shape)
-        shape = shape[::-1] if ".c_" in name else shape         # in the file: [n_in, n_out]
+        shape = shape[::-1] if ".c_" in name else shape  # in the file: [n_in, n_out]
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, stop]}
     text = json.dumps(header).encode()
     with open(os.path.join(directory, "model.safetensors"), "wb") as file:
@@ -463,7 +536,7 @@ def write_gpt2(directory, config):
             if height:
                 for _ in range(height[0]):
                     start = 4 * rng.randrange(15 * longest)
-                    file.write(noise[start:start + 4 * width])
+                    file.write(noise[start : start + 4 * width])
             else:
                 file.write(struct.pack("<f", name.endswith("weight")) * width)
 
@@ -474,12 +547,20 @@ def gpt2(config):
         write_gpt2(directory, config)
         child = subprocess.run(
             [sys.executable, "-c", RUN_GPT2, directory, str(PROMPT), str(MORE)],
-            cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
+            cwd=ROOT,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
     if child.returncode:
         raise ValueError("GPT-2 failed: " + child.stderr.strip())
     (started, loaded, first, *others), peak = json.loads(child.stdout)
-    row("GPT-2 small, load", loaded - started, "s",
-        f"{microgpt.parameter_count(config):,} parameters")
+    row(
+        "GPT-2 small, load",
+        loaded - started,
+        "s",
+        f"{microgpt.parameter_count(config):,} parameters",
+    )
     row(f"GPT-2 small, prompt of {PROMPT}", first - loaded, "s")
     row("GPT-2 small, per token", (others[-1] - first) / MORE, "s", f"{MORE} tokens")
     if peak is None:
@@ -490,20 +571,25 @@ def gpt2(config):
 
 # --- Engines -------------------------------------------------------------------------------------
 
+
 def installed_engines():
     """{name: kind of Trainer}: microgpt's own, and those whose libraries are installed."""
     sys.path.insert(0, os.path.join(ROOT, "examples", "engines"))
     kinds = {"tensor": microgpt.Trainer}
     with contextlib.suppress(ImportError):
         import numpy_engine
+
         kinds["NumPy"] = numpy_engine.NumpyTrainer
         kinds["NumPy32"] = type("Float32", (kinds["NumPy"],), {"dtype": "float32"})
     with contextlib.suppress(ImportError):
         import torch
         import train_torch
+
         microgpt.GPT.initial_params = train_torch.initial_params
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        kinds["PyTorch"] = type("OnDevice", (train_torch.TorchTrainer,), {"device": device})
+        kinds["PyTorch"] = type(
+            "OnDevice", (train_torch.TorchTrainer,), {"device": device}
+        )
     for name in {"NumPy", "PyTorch"} - kinds.keys():
         row(f"{name} engine", "not installed")
     return kinds
@@ -511,8 +597,12 @@ def installed_engines():
 
 def engine_step(kind, config, windows, batch_size):
     """A function that makes a step of so many windows, the next of all."""
-    trainer = kind(microgpt.GPT(config), microgpt.CharTokenizer(["ab"]), ["ab"] * batch_size,
-                   microgpt.TrainConfig(10 ** 9, batch_size, val_fraction=0.0))
+    trainer = kind(
+        microgpt.GPT(config),
+        microgpt.CharTokenizer(["ab"]),
+        ["ab"] * batch_size,
+        microgpt.TrainConfig(10**9, batch_size, val_fraction=0.0),
+    )
     trainer.windows = windows
     return trainer.__next__
 
@@ -520,26 +610,34 @@ def engine_step(kind, config, windows, batch_size):
 def nanogpt_step(path, config, windows, batch_size):
     """The same for the model.py of nanoGPT, trained as its train.py does."""
     import torch
-    spec = importlib.util.spec_from_file_location("nanogpt", os.path.join(path, "model.py"))
+
+    spec = importlib.util.spec_from_file_location(
+        "nanogpt", os.path.join(path, "model.py")
+    )
     nanogpt = sys.modules["nanogpt"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(nanogpt)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with contextlib.redirect_stdout(io.StringIO()):
-        model = nanogpt.GPT(nanogpt.GPTConfig(**vars(config), dropout=0.0, bias=True)).to(device)
+        model = nanogpt.GPT(
+            nanogpt.GPTConfig(**vars(config), dropout=0.0, bias=True)
+        ).to(device)
         optimizer = model.configure_optimizers(0.0, 1e-3, (0.9, 0.95), device)
     longest = max(map(len, windows))
     rows = torch.tensor([window + [-1] * (longest - len(window)) for window in windows])
-    starts = iter(range(0, 10 ** 12, batch_size))
+    starts = iter(range(0, 10**12, batch_size))
 
     def step():
         start = next(starts)
-        batch = rows[[i % len(rows) for i in range(start, start + batch_size)]].to(device)
+        batch = rows[[i % len(rows) for i in range(start, start + batch_size)]].to(
+            device
+        )
         loss = model(batch[:, :-1].clamp(min=0), batch[:, 1:].contiguous())[1]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
+
     return step
 
 
@@ -550,10 +648,12 @@ def engine_jobs(names, vocab_size, gpt2, quick):
     small = microgpt.Config(vocab_size)
     yield "batch of 1", small, names, 1
     yield "batch of 32", small, names, 32
-    for name, (config, batch_size) in list(shapes.items())[:1 + gpt2]:
+    for name, (config, batch_size) in list(shapes.items())[: 1 + gpt2]:
         config, rng = TINY if quick else config, random.Random(0)
-        windows = [[rng.randrange(config.vocab_size) for _ in range(config.block_size + 1)]
-                   for _ in range(16)]
+        windows = [
+            [rng.randrange(config.vocab_size) for _ in range(config.block_size + 1)]
+            for _ in range(16)
+        ]
         yield name, config, windows, batch_size
 
 
@@ -564,7 +664,7 @@ def engines(kinds, jobs, seconds, warm, nanogpt):
         if config is GPT2_SMALL:
             sizes = {name: 1 for name in kinds if name == "PyTorch"}
         elif config.n_embd > 16:
-            sizes["tensor"] = 1                     # its time grows with the documents, no less
+            sizes["tensor"] = 1  # its time grows with the documents, no less
         for name, size in sizes.items():
             steps[name] = engine_step(kinds[name], config, windows, size)
         if nanogpt:
@@ -572,14 +672,29 @@ def engines(kinds, jobs, seconds, warm, nanogpt):
             steps["nanoGPT"] = nanogpt_step(nanogpt, config, windows, batch_size)
         for step in steps.values():
             stretch(step, warm)
-        rounds = [{name: statistics.mean(stretch(step, seconds)) / sizes[name]
-                   for name, step in steps.items()} for _ in range(ROUNDS)]
+        rounds = [
+            {
+                name: statistics.mean(stretch(step, seconds)) / sizes[name]
+                for name, step in steps.items()
+            }
+            for _ in range(ROUNDS)
+        ]
         tokens = statistics.mean(len(window) - 1 for window in windows)
         for name in steps:
             each = statistics.mean(times[name] for times in rounds)
-            row(f"{job}, {name}", 1000 * each, "ms/document", f"{tokens / each:,.0f} tokens/s")
-        for other, names in (("tensor", steps.keys() - {"nanoGPT"}), ("nanoGPT", {"PyTorch"})):
-            for name in [name for name in steps if name in names - {other} and other in steps]:
+            row(
+                f"{job}, {name}",
+                1000 * each,
+                "ms/document",
+                f"{tokens / each:,.0f} tokens/s",
+            )
+        for other, names in (
+            ("tensor", steps.keys() - {"nanoGPT"}),
+            ("nanoGPT", {"PyTorch"}),
+        ):
+            for name in [
+                name for name in steps if name in names - {other} and other in steps
+            ]:
                 ratios = [times[other] / times[name] for times in rounds]
                 ratio_row(f"{job}, {name} to {other}", ratios, statistics.mean(ratios))
 
@@ -589,40 +704,73 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="benchmark",
         description="How fast and how small is microgpt? The top of this script says what is "
-                    "measured. It takes about two minutes.")
-    parser.add_argument("file", metavar="FILE", nargs="?", help="UTF-8 text, a document a line",
-                        default=os.path.join(ROOT, "data", "names.txt"))
-    parser.add_argument("--baseline", metavar="SCRIPT.py", help="another GPT to compare with")
-    parser.add_argument("--baseline-python", metavar="PYTHON", default=sys.executable,
-                        help="the interpreter that runs it (this one)")
-    parser.add_argument("--seconds", metavar="X", type=float,
-                        help="how long to measure each thing, three times where in turns (3)")
-    parser.add_argument("--gpt2", action="store_true",
-                        help="measure a model of GPT-2's smallest shape too; it takes half a "
-                             "gigabyte of disk and of memory, and a minute or two")
-    parser.add_argument("--engines", action="store_true",
-                        help="measure the engines of examples/engines/ too, which are installed")
-    parser.add_argument("--nanogpt", metavar="PATH", help="with --engines: beside nanoGPT, a "
-                        "directory with its model.py")
-    parser.add_argument("--quick", action="store_true", help="measure badly, in a few seconds")
+        "measured. It takes about two minutes.",
+    )
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        help="UTF-8 text, a document a line",
+        default=os.path.join(ROOT, "data", "names.txt"),
+    )
+    parser.add_argument(
+        "--baseline", metavar="SCRIPT.py", help="another GPT to compare with"
+    )
+    parser.add_argument(
+        "--baseline-python",
+        metavar="PYTHON",
+        default=sys.executable,
+        help="the interpreter that runs it (this one)",
+    )
+    parser.add_argument(
+        "--seconds",
+        metavar="X",
+        type=float,
+        help="how long to measure each thing, three times where in turns (3)",
+    )
+    parser.add_argument(
+        "--gpt2",
+        action="store_true",
+        help="measure a model of GPT-2's smallest shape too; it takes half a "
+        "gigabyte of disk and of memory, and a minute or two",
+    )
+    parser.add_argument(
+        "--engines",
+        action="store_true",
+        help="measure the engines of examples/engines/ too, which are installed",
+    )
+    parser.add_argument(
+        "--nanogpt",
+        metavar="PATH",
+        help="with --engines: beside nanoGPT, a directory with its model.py",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="measure badly, in a few seconds"
+    )
     args = parser.parse_args(argv)
     seconds = args.seconds or (0.05 if args.quick else 3.0)
     warm = 0.05 if args.quick else WARM
     try:
-        baseline = args.baseline and Baseline(args.baseline, args.baseline_python, args.file)
-        print(f"microgpt {microgpt.__version__}, {platform.python_implementation()} "
-              f"{platform.python_version()}, {platform.system()} {platform.machine()}\n")
-        default_run(args.file, args.quick)      # first, so that the memory is that of this child
+        baseline = args.baseline and Baseline(
+            args.baseline, args.baseline_python, args.file
+        )
+        print(
+            f"microgpt {microgpt.__version__}, {platform.python_implementation()} "
+            f"{platform.python_version()}, {platform.system()} {platform.machine()}\n"
+        )
+        default_run(
+            args.file, args.quick
+        )  # first, so that the memory is that of this child
         import_time(3 if args.quick else 21)
         documents = microgpt.load_documents(args.file)
         tokenizer = microgpt.CharTokenizer(documents)
-        cut = [document[:BLOCK - 1] for document in documents]
+        cut = [document[: BLOCK - 1] for document in documents]
         kinds = installed_engines() if args.engines else {}
         model = training(cut, tokenizer, seconds, warm, baseline, kinds)
         workers(cut, tokenizer, seconds, warm)
         writing(model, cut, tokenizer, seconds, warm, baseline)
         multiplying(seconds / 3)
-        bpe(source_lines(20_000 if args.quick else 10 ** 6), 300 if args.quick else 2000)
+        bpe(source_lines(20_000 if args.quick else 10**6), 300 if args.quick else 2000)
         if args.gpt2:
             gpt2(TINY if args.quick else GPT2_SMALL)
         if args.engines:

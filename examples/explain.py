@@ -37,13 +37,17 @@ def row(scored):
     token += " " * (16 - columns(token))
     bar = ("█" if can_show("█") else "#") * round(12 * scored.probability)
     likeliest = "  ".join(f"{name(other)} {p:.0%}" for other, p in scored.likeliest)
-    return fit(f"{token} {scored.id:6} {scored.probability:6.1%} {bar:12} {scored.loss:6.2f}  "
-               f"{likeliest}")
+    return fit(
+        f"{token} {scored.id:6} {scored.probability:6.1%} {bar:12} {scored.loss:6.2f}  "
+        f"{likeliest}"
+    )
 
 
 def visible(text):
     """A text with escapes for what would disturb a terminal, or is unknown to it."""
-    return "".join(c if c.isprintable() and can_show(c) else ascii(c)[1:-1] for c in text)
+    return "".join(
+        c if c.isprintable() and can_show(c) else ascii(c)[1:-1] for c in text
+    )
 
 
 def pieces(scored, tokenizer):
@@ -73,8 +77,10 @@ def wrapped(parts):
 
 def coloured(scored, tokenizer):
     """The text, every token in the colour of its probability."""
-    parts = [(f"\x1b[3{1 if p < 0.05 else 3 if p < 0.3 else 2}m", text)
-             for text, p in pieces(scored, tokenizer)]
+    parts = [
+        (f"\x1b[3{1 if p < 0.05 else 3 if p < 0.3 else 2}m", text)
+        for text, p in pieces(scored, tokenizer)
+    ]
     return wrapped(parts) + "\x1b[0m"
 
 
@@ -86,18 +92,26 @@ def explain(text, scored, tokenizer):
     for x in scored:
         print(row(x))
     mean = sum(x.loss for x in scored) / len(scored)
-    perplexity = math.exp(mean) if mean < 700 else math.inf         # or exp would overflow
-    print(fit(f"{mean:.3f} nats a token, a perplexity of {perplexity:.4g}") + "\n", flush=True)
+    perplexity = math.exp(mean) if mean < 700 else math.inf  # or exp would overflow
+    print(
+        fit(f"{mean:.3f} nats a token, a perplexity of {perplexity:.4g}") + "\n",
+        flush=True,
+    )
 
 
 def rank(documents):
     """All texts, the most probable first: a long one is less probable than each of its parts, so
     the loss per token stands beside the probability of the whole."""
-    totals = sorted((sum(x.loss for x in scored), len(scored), text) for text, scored in documents)
+    totals = sorted(
+        (sum(x.loss for x in scored), len(scored), text) for text, scored in documents
+    )
     print("  rank  probability  nats a token  text")
     for n, (total, count, text) in enumerate(totals, 1):
         exponent = f"10^-{total / math.log(10):.1f}"
-        print(fit(f"{n:6}  {exponent:11}  {total / count:12.3f}  {visible(text)}"), flush=True)
+        print(
+            fit(f"{n:6}  {exponent:11}  {total / count:12.3f}  {visible(text)}"),
+            flush=True,
+        )
 
 
 def main(argv=None):
@@ -108,12 +122,14 @@ def main(argv=None):
     try:
         model = microgpt.GPT.load(args.directory)
         tokenizer = microgpt.load_tokenizer(args.directory)
-        documents = [(text, microgpt.score(model, tokenizer, text)) for text in args.texts]
+        documents = [
+            (text, microgpt.score(model, tokenizer, text)) for text in args.texts
+        ]
         for text, scored in documents:
             explain(text, scored, tokenizer)
         if len(documents) > 1:
             rank(documents)
-    except BrokenPipeError:             # `| head` has seen enough; Python would flush once more
+    except BrokenPipeError:  # `| head` has seen enough; Python would flush once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError) as error:

@@ -41,31 +41,48 @@ import microgpt
 from microgpt import Value
 
 DEFAULT = "y = tanh(w * x + b); (y - 1) ** 2 + 0.1 * w ** 2", ["w=0.5", "x=2", "b=-0.4"]
-WIDTH, LEVELS = 80, 6               # columns; how many levels a tree may have below its root
+WIDTH, LEVELS = 80, 6  # columns; how many levels a tree may have below its root
 BOX, ASCII = "│├└×…", "||`x~"
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
-             ast.Div: operator.truediv, ast.Pow: operator.pow, ast.USub: operator.neg}
-FUNCTIONS = {"exp": microgpt.exp, "log": microgpt.log, "tanh": microgpt.tanh,
-             "relu": lambda x: x.relu() if isinstance(x, Value) else max(0.0, x)}
+OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+}
+FUNCTIONS = {
+    "exp": microgpt.exp,
+    "log": microgpt.log,
+    "tanh": microgpt.tanh,
+    "relu": lambda x: x.relu() if isinstance(x, Value) else max(0.0, x),
+}
 ALLOWED = "numbers, names, + - * / ** and " + ", ".join(FUNCTIONS)
 # Some operations make a second node, which no part of the expression stands for. It is called:
-HIDDEN = {ast.Sub: lambda left, right: ast.UnaryOp(ast.USub(), right),
-          ast.Div: lambda left, right: ast.BinOp(right, ast.Pow(), ast.Constant(-1)),
-          ast.Pow: lambda left, right: left}
-LAYERS = {"softmax": microgpt.softmax,
-          "layernorm": lambda x: microgpt.layernorm([x], [1.0] * len(x), [0.0] * len(x))[0],
-          "gelu": lambda x: microgpt.gelu([x])[0]}
+HIDDEN = {
+    ast.Sub: lambda left, right: ast.UnaryOp(ast.USub(), right),
+    ast.Div: lambda left, right: ast.BinOp(right, ast.Pow(), ast.Constant(-1)),
+    ast.Pow: lambda left, right: left,
+}
+LAYERS = {
+    "softmax": microgpt.softmax,
+    "layernorm": lambda x: microgpt.layernorm([x], [1.0] * len(x), [0.0] * len(x))[0],
+    "gelu": lambda x: microgpt.gelu([x])[0],
+}
 
 
 # --- Drawing any Value ---------------------------------------------------------------------------
 
+
 def nodes(value):
     """Every Value that this one was computed from, and itself, once: parents come first."""
-    found, stack = {}, [value]              # a list of our own: Python's stack would overflow
+    found, stack = {}, [value]  # a list of our own: Python's stack would overflow
     while stack:
         node = stack.pop()
         if callable(node.local_grads):
-            raise TypeError("a Tensor has no local gradients to draw, only a rule: use Values")
+            raise TypeError(
+                "a Tensor has no local gradients to draw, only a rule: use Values"
+            )
         if id(node) not in found:
             found[id(node)] = node
             stack.extend(reversed(node.children))
@@ -76,7 +93,9 @@ def labels(value, names):
     """{id of a node: its name, or v1, v2, ...}, each printable and no two the same."""
     found, uses = {}, Counter()
     for n, node in enumerate(nodes(value), 1):
-        name = "".join(c if c.isprintable() else " " for c in names.get(id(node), f"v{n}"))
+        name = "".join(
+            c if c.isprintable() else " " for c in names.get(id(node), f"v{n}")
+        )
         uses[name] += 1
         found[id(node)] = name if uses[name] == 1 else f"{name} #{uses[name]}"
     return found
@@ -86,7 +105,7 @@ def walk(value, label):
     """The lines of the tree: (guides, label, note, [data, grad, local, parent's grad, share]),
     with None for what is not shown."""
     seen, roots = set(), [value]
-    for root in roots:                      # which grows on the way
+    for root in roots:  # which grows on the way
         stack = [(0, "", "", root, [None] * 3)] * (id(root) not in seen)
         while stack:
             depth, guide, below, node, edge = stack.pop()
@@ -94,12 +113,14 @@ def walk(value, label):
             if id(node) in seen or (depth == LEVELS and node.children):
                 note = " (above)" if id(node) in seen else " (below)"
                 yield guide, name.partition(" = ")[0], note, [None, None, *edge]
-                roots.append(node)          # if it has been drawn by then, it is passed over
+                roots.append(node)  # if it has been drawn by then, it is passed over
                 continue
             seen.add(id(node))
             yield guide, name, "", [node.data, node.grad, *edge]
             ends = ["├ "] * (len(node.children) - 1) + ["└ "]
-            for child, local, end in reversed(list(zip(node.children, node.local_grads, ends))):
+            for child, local, end in reversed(
+                list(zip(node.children, node.local_grads, ends))
+            ):
                 rest = below + ("  " if end == "└ " else "│ ")
                 edge = [local, node.grad, local * node.grad]
                 stack.append((depth + 1, below + end, rest, child, edge))
@@ -122,8 +143,10 @@ def tree(value, names=None):
     drawn = [f"{'':{room}}  {'data':>{data}}  {'grad':>{grad}}  {title}"]
     for (guide, label, note, _), (x, y, *edge) in zip(lines, texts):
         space = room - len(guide + note)
-        label = label if len(label) <= space else label[:space - 1] + "…"
-        edge = f"{edge[0]:>{local}} × {edge[1]:>{parent}} = {edge[2]}" if edge[0] else ""
+        label = label if len(label) <= space else label[: space - 1] + "…"
+        edge = (
+            f"{edge[0]:>{local}} × {edge[1]:>{parent}} = {edge[2]}" if edge[0] else ""
+        )
         line = f"{guide + label + note:{room}}  {x:>{data}}  {y:>{grad}}  {edge}"
         drawn += [""] * (not guide and len(drawn) > 1) + [line.rstrip()]
     return "\n".join(drawn)
@@ -139,12 +162,15 @@ def dot(value, names=None):
         name = label[id(node)].replace("\\", "\\\\").replace('"', '\\"')
         text = f"{name}\\ndata {node.data:.6g}\\ngrad {node.grad:.6g}"
         lines.append(f'  {key[id(node)]} [label="{text}"];')
-        lines += [f'  {key[id(node)]} -> {key[id(child)]} [label="{local:.6g}"];'
-                  for child, local in zip(node.children, node.local_grads)]
+        lines += [
+            f'  {key[id(node)]} -> {key[id(child)]} [label="{local:.6g}"];'
+            for child, local in zip(node.children, node.local_grads)
+        ]
     return "\n".join([*lines, "}"])
 
 
 # --- An expression, without eval -----------------------------------------------------------------
+
 
 def compute(text, given):
     """An expression and {name: number} -> (a Value, {id(node): label} for `tree` and `dot`).
@@ -153,7 +179,7 @@ def compute(text, given):
     names = {id(value): name for name, value in known.items()}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")         # a bad literal will be refused anyway
+            warnings.simplefilter("ignore")  # a bad literal will be refused anyway
             statements = ast.parse(text.strip()).body
     except SyntaxError as error:
         raise ValueError(f"{text[:50]!r} is not an expression: {error.msg}") from None
@@ -191,8 +217,15 @@ def build(node, known, names):
         function, parts = FUNCTIONS.get(getattr(node.func, "id", None)), node.args
     else:
         function = OPERATORS.get(type(getattr(node, "op", None)))
-        parts = [node.operand] if isinstance(node, ast.UnaryOp) else [
-            part for part in (getattr(node, "left", None), getattr(node, "right", None)) if part]
+        parts = (
+            [node.operand]
+            if isinstance(node, ast.UnaryOp)
+            else [
+                part
+                for part in (getattr(node, "left", None), getattr(node, "right", None))
+                if part
+            ]
+        )
     if not function or not parts:
         refuse(node)
     value = apply(function, [build(part, known, names) for part in parts], node)
@@ -208,14 +241,16 @@ def apply(function, args, node):
     """function(*args), or a ValueError that names the part of the expression where it fails."""
     try:
         value = function(*args)
-        numbers = [value.data, *value.local_grads] if isinstance(value, Value) else [value]
+        numbers = (
+            [value.data, *value.local_grads] if isinstance(value, Value) else [value]
+        )
         problem = "" if all(map(math.isfinite, numbers)) else "not a finite number"
     except OverflowError:
         problem = "too large a number"
     except ZeroDivisionError:
         problem = "division by zero, in it or in its derivative"
     except TypeError:
-        problem = "not a real number"       # but a complex one: the root of a negative
+        problem = "not a real number"  # but a complex one: the root of a negative
     except ValueError as error:
         problem = str(error)
     if problem:
@@ -224,6 +259,7 @@ def apply(function, args, node):
 
 
 # --- The command ---------------------------------------------------------------------------------
+
 
 def parse_numbers(words):
     """["a=2", ...] -> {"a": 2.0, ...}"""
@@ -235,7 +271,9 @@ def parse_numbers(words):
         except ValueError:
             x = math.nan
         if not name.isidentifier() or not math.isfinite(x) or name in given:
-            raise ValueError(f"{word!r} must be a name, =, and a number, as in a=2; each name once")
+            raise ValueError(
+                f"{word!r} must be a name, =, and a number, as in a=2; each name once"
+            )
         given[name] = x
     return given
 
@@ -254,24 +292,36 @@ def show(text):
         BOX.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeError:
         text = text.translate(str.maketrans(BOX, ASCII))
-    if hasattr(sys.stdout, "reconfigure"):          # for a name with letters that it lacks
+    if hasattr(sys.stdout, "reconfigure"):  # for a name with letters that it lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     print(text, flush=True)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="graph", description="Draw the graph of Values of an "
-                                     "expression.")
-    parser.add_argument("expression", nargs="?", help=f"of {ALLOWED}; one that begins with a minus "
-                        "goes in parentheses")
-    parser.add_argument("numbers", nargs="*", metavar="NAME=NUMBER", help="what a name stands for")
-    parser.add_argument("--layer", choices=LAYERS, help="draw a layer of three Values instead")
-    parser.add_argument("--dot", action="store_true", help="print it for Graphviz's dot")
+    parser = argparse.ArgumentParser(
+        prog="graph", description="Draw the graph of Values of an expression."
+    )
+    parser.add_argument(
+        "expression",
+        nargs="?",
+        help=f"of {ALLOWED}; one that begins with a minus goes in parentheses",
+    )
+    parser.add_argument(
+        "numbers", nargs="*", metavar="NAME=NUMBER", help="what a name stands for"
+    )
+    parser.add_argument(
+        "--layer", choices=LAYERS, help="draw a layer of three Values instead"
+    )
+    parser.add_argument(
+        "--dot", action="store_true", help="print it for Graphviz's dot"
+    )
     args = parser.parse_intermixed_args(argv)
     try:
         if args.layer and args.expression:
             raise ValueError("either an expression or a --layer, not both")
-        text, words = (args.expression, args.numbers) if args.expression is not None else DEFAULT
+        text, words = (
+            (args.expression, args.numbers) if args.expression is not None else DEFAULT
+        )
         given = parse_numbers(words)
         value, names = layer(args.layer) if args.layer else compute(text, given)
         value.backward()

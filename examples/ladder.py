@@ -18,8 +18,10 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-HEAD = ("| step | the question it answers | parameters | held-out loss | seconds |\n"
-        "|---|---|--:|--:|--:|\n")
+HEAD = (
+    "| step | the question it answers | parameters | held-out loss | seconds |\n"
+    "|---|---|--:|--:|--:|\n"
+)
 
 
 def steps():
@@ -33,8 +35,11 @@ def steps():
 
 def result(name, output):
     """What a step's last line says -> (parameters, held-out loss), as printed."""
-    return re.search(rf"^{name}: ([\d,]+) parameters, held-out loss (\d+\.\d+)\n\Z", output,
-                     re.MULTILINE).groups()
+    return re.search(
+        rf"^{name}: ([\d,]+) parameters, held-out loss (\d+\.\d+)\n\Z",
+        output,
+        re.MULTILINE,
+    ).groups()
 
 
 def run_all(say=print):
@@ -43,11 +48,18 @@ def run_all(say=print):
     for name, (path, question) in steps().items():
         say(f"{path.stem} ...", end=" ", flush=True)
         started = time.perf_counter()
-        run = subprocess.run([sys.executable, str(path)], check=True, stdout=subprocess.PIPE,
-                             encoding="utf-8")
+        run = subprocess.run(
+            [sys.executable, str(path)],
+            check=True,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
         seconds = time.perf_counter() - started
         parameters, loss = result(name, run.stdout)
-        say(f"{parameters} parameters, held-out loss {loss}, {seconds:.1f} seconds", flush=True)
+        say(
+            f"{parameters} parameters, held-out loss {loss}, {seconds:.1f} seconds",
+            flush=True,
+        )
         link = f"[{name}](examples/ladder/{path.name})"
         table += f"| {link} | {question} | {parameters} | {loss} | {seconds:.1f} |\n"
     return table
@@ -55,9 +67,15 @@ def run_all(say=print):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="ladder", description=__doc__.split("\n")[0])
-    parser.add_argument("step", nargs="?", help="its name or number; without it, all are listed")
-    parser.add_argument("--all", action="store_true", help="run all, and print README's table")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument(
+        "step", nargs="?", help="its name or number; without it, all are listed"
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="run all, and print README's table"
+    )
+    parser.add_argument(
+        "--readme", action="store_true", help="put the table into README.md"
+    )
     args = parser.parse_args(argv)
     known = steps()
     if args.all or args.readme:
@@ -74,7 +92,7 @@ def main(argv=None):
             if not head:
                 print("ladder: README.md has no table to replace", file=sys.stderr)
                 return 1
-            rest = after[re.match(r"(\|.*\n)*", after).end():]
+            rest = after[re.match(r"(\|.*\n)*", after).end() :]
             readme.write_bytes((before + table + rest).encode("utf-8"))
         return 0
     if args.step is None:
@@ -85,8 +103,10 @@ def main(argv=None):
     numbers = {str(number): name for number, name in enumerate(known, start=1)}
     name = numbers.get(args.step, args.step)
     if name not in known:
-        print(f"ladder: there is no step {args.step!r}: 1 to {len(known)}, or {', '.join(known)}",
-              file=sys.stderr)
+        print(
+            f"ladder: there is no step {args.step!r}: 1 to {len(known)}, or {', '.join(known)}",
+            file=sys.stderr,
+        )
         return 1
     return subprocess.run([sys.executable, str(known[name][0])]).returncode
 

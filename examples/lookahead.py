@@ -25,7 +25,7 @@ def predict(model, tokenizer, prompt="", k=5):
     """The k likeliest next tokens after a prompt: [(token, probability), ...], likeliest first. Of
     a long prompt the last block_size tokens are read."""
     tokens = [tokenizer.end] + tokenizer.encode(prompt)
-    logits = model(tokens[-model.config.block_size:], last=True)[0]
+    logits = model(tokens[-model.config.block_size :], last=True)[0]
     probs = microgpt.softmax(logits)
     likeliest = heapq.nlargest(k, range(len(logits)), key=logits.__getitem__)
     return [(tokenizer.decode([i]), probs[i]) for i in likeliest]
@@ -43,23 +43,39 @@ def completions(model, tokenizer, prompt="", k=5, max_tokens=20, beam=10):
     1 <= max_tokens.
     """
     if not 1 <= k <= beam or max_tokens < 1:
-        raise ValueError(f"k is {k}, max_tokens {max_tokens}, beam {beam}: k must be from 1 to "
-                         "beam, and max_tokens at least 1")
+        raise ValueError(
+            f"k is {k}, max_tokens {max_tokens}, beam {beam}: k must be from 1 to "
+            "beam, and max_tokens at least 1"
+        )
     start = [tokenizer.end] + tokenizer.encode(prompt)
-    texts, done = [(0.0, [], model.new_cache())], []        # log probability, ids, keys and values
+    texts, done = (
+        [(0.0, [], model.new_cache())],
+        [],
+    )  # log probability, ids, keys and values
     for n in range(1, max_tokens + 1):
         longer = []
         for log_p, ids, cache in texts:
             for i, p in enumerate(next_probabilities(model, start, ids, cache)):
                 if p > 0:
                     longer.append((log_p + math.log(p), ids + [i], cache))
-        ended = [text[:2] for text in longer if text[1][-1] == tokenizer.end or n == max_tokens]
-        texts = heapq.nlargest(beam, [text for text in longer if text[1][-1] != tokenizer.end],
-                               key=lambda text: text[0])
-        texts = [(log_p, ids, [(keys[:], values[:]) for keys, values in cache])
-                 for log_p, ids, cache in texts]            # each reads on by itself
+        ended = [
+            text[:2]
+            for text in longer
+            if text[1][-1] == tokenizer.end or n == max_tokens
+        ]
+        texts = heapq.nlargest(
+            beam,
+            [text for text in longer if text[1][-1] != tokenizer.end],
+            key=lambda text: text[0],
+        )
+        texts = [
+            (log_p, ids, [(keys[:], values[:]) for keys, values in cache])
+            for log_p, ids, cache in texts
+        ]  # each reads on by itself
         done = heapq.nlargest(k, done + ended)
-        if not texts or len(done) == k and texts[0][0] <= done[-1][0]:      # none gets likelier
+        if (
+            not texts or len(done) == k and texts[0][0] <= done[-1][0]
+        ):  # none gets likelier
             break
     return [(tokenizer.decode(ids), math.exp(log_p)) for log_p, ids in done]
 
@@ -69,8 +85,12 @@ def next_probabilities(model, start, ids, cache):
     what is not in the cache is read; after that, the last block_size tokens at every step."""
     context = start + ids
     if len(context) > model.config.block_size:
-        return microgpt.softmax(model(context[-model.config.block_size:], last=True)[0])
-    return microgpt.softmax(model(context[len(cache[0][0]):], cache=cache, last=True)[0])
+        return microgpt.softmax(
+            model(context[-model.config.block_size :], last=True)[0]
+        )
+    return microgpt.softmax(
+        model(context[len(cache[0][0]) :], cache=cache, last=True)[0]
+    )
 
 
 def can_show(text):
@@ -102,9 +122,13 @@ def fit(text, width=WIDTH):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="lookahead", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="lookahead", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("directory", metavar="DIR", help="a model that --save has kept")
-    parser.add_argument("prompt", metavar="PROMPT", nargs="?", default="", help="how it begins")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="?", default="", help="how it begins"
+    )
     parser.add_argument("-k", type=int, default=5, help="how many of each (5)")
     args = parser.parse_intermixed_args(argv)
     try:
@@ -113,7 +137,7 @@ def main(argv=None):
         ways = completions(model, tokenizer, args.prompt, args.k, beam=max(10, args.k))
         show("next token", predict(model, tokenizer, args.prompt, args.k))
         show("to the end", ways)
-    except BrokenPipeError:             # `| head` has seen enough; Python would flush once more
+    except BrokenPipeError:  # `| head` has seen enough; Python would flush once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError) as error:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)                # `python -m pytest` works without installing anything
+sys.path.insert(0, ROOT)  # `python -m pytest` works without installing anything
 
 import microgpt  # noqa: E402
 
@@ -23,4 +23,6 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def model(tokenizer):
-    return microgpt.GPT(microgpt.Config(tokenizer.vocab_size, 8, n_layer=2, n_head=2, n_embd=8))
+    return microgpt.GPT(
+        microgpt.Config(tokenizer.vocab_size, 8, n_layer=2, n_head=2, n_embd=8)
+    )

@@ -17,23 +17,54 @@ import torch.nn.functional as F
 
 CASES = [
     # A single document that fills the block.
-    {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 8, "seed": 1,
-     "limit": 2.5, "windows": [[10, 3, 1, 4, 1, 5, 9, 2, 6]]},
+    {
+        "vocab_size": 11,
+        "block_size": 8,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 8,
+        "seed": 1,
+        "limit": 2.5,
+        "windows": [[10, 3, 1, 4, 1, 5, 9, 2, 6]],
+    },
     # Several documents of different lengths: none may look into another.
-    {"vocab_size": 7, "block_size": 5, "n_layer": 1, "n_head": 3, "n_embd": 6, "seed": 2,
-     "limit": 1.25, "windows": [[6, 0, 2, 6], [6, 5], [6, 1, 1, 3, 4, 2], [2, 4, 6]]},
+    {
+        "vocab_size": 7,
+        "block_size": 5,
+        "n_layer": 1,
+        "n_head": 3,
+        "n_embd": 6,
+        "seed": 2,
+        "limit": 1.25,
+        "windows": [[6, 0, 2, 6], [6, 5], [6, 1, 1, 3, 4, 2], [2, 4, 6]],
+    },
 ]
-OPTIMIZER = {"lr": 0.05, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "steps": 3}
+OPTIMIZER = {
+    "lr": 0.05,
+    "beta1": 0.9,
+    "beta2": 0.99,
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "steps": 3,
+}
 
 
 def random_parameters(case):
     """Parameters under GPT-2's names, weights as [n_out, n_in]; gains are near 1, biases near 0."""
     width, rng = case["n_embd"], torch.Generator().manual_seed(case["seed"])
-    shapes = {"wte.weight": [case["vocab_size"], width], "wpe.weight": [case["block_size"], width]}
+    shapes = {
+        "wte.weight": [case["vocab_size"], width],
+        "wpe.weight": [case["block_size"], width],
+    }
     for layer in range(case["n_layer"]):
-        for name, shape in [("ln_1", [width]), ("attn.c_attn", [3 * width, width]),
-                            ("attn.c_proj", [width, width]), ("ln_2", [width]),
-                            ("mlp.c_fc", [4 * width, width]), ("mlp.c_proj", [width, 4 * width])]:
+        for name, shape in [
+            ("ln_1", [width]),
+            ("attn.c_attn", [3 * width, width]),
+            ("attn.c_proj", [width, width]),
+            ("ln_2", [width]),
+            ("mlp.c_fc", [4 * width, width]),
+            ("mlp.c_proj", [width, 4 * width]),
+        ]:
             shapes[f"h.{layer}.{name}.weight"] = shape
             shapes[f"h.{layer}.{name}.bias"] = shape[:1]
     shapes["ln_f.weight"] = shapes["ln_f.bias"] = [width]
@@ -51,17 +82,24 @@ def forward(case, params, tokens):
 
     def norm(x, name):
         """The layer norm of this name."""
-        return F.layer_norm(x, [width], params[name + ".weight"], params[name + ".bias"], 1e-5)
+        return F.layer_norm(
+            x, [width], params[name + ".weight"], params[name + ".bias"], 1e-5
+        )
 
     def linear(x, name):
         """The linear layer of this name."""
         return F.linear(x, params[name + ".weight"], params[name + ".bias"])
 
-    x = F.embedding(torch.tensor(tokens), params["wte.weight"]) + params["wpe.weight"][:n]
+    x = (
+        F.embedding(torch.tensor(tokens), params["wte.weight"])
+        + params["wpe.weight"][:n]
+    )
     for layer in range(case["n_layer"]):
         h = f"h.{layer}."
         q, k, v = linear(norm(x, h + "ln_1"), h + "attn.c_attn").split(width, dim=1)
-        q, k, v = (part.view(n, heads, width // heads).transpose(0, 1) for part in (q, k, v))
+        q, k, v = (
+            part.view(n, heads, width // heads).transpose(0, 1) for part in (q, k, v)
+        )
         gathered = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + linear(gathered.transpose(0, 1).reshape(n, width), h + "attn.c_proj")
         hidden = F.gelu(linear(norm(x, h + "ln_2"), h + "mlp.c_fc"), approximate="tanh")
@@ -71,8 +109,12 @@ def forward(case, params, tokens):
 
 def logits_and_loss(case, params):
     """All rows of logits, and the mean loss over all predictions of all windows."""
-    logits = torch.cat([forward(case, params, window[:-1]) for window in case["windows"]])
-    targets = torch.tensor([token for window in case["windows"] for token in window[1:]])
+    logits = torch.cat(
+        [forward(case, params, window[:-1]) for window in case["windows"]]
+    )
+    targets = torch.tensor(
+        [token for window in case["windows"] for token in window[1:]]
+    )
     return logits, F.cross_entropy(logits, targets)
 
 
@@ -84,21 +126,40 @@ def numbers(tensors):
 def solve(case):
     """Everything that golden.json has on a case."""
     params = random_parameters(case)
-    answer = {**case, "optimizer": OPTIMIZER, "params": numbers(params),
-              "losses": [], "factors": []}
-    decayed = [p for name, p in params.items() if ".c_" in name and name.endswith("weight")]
-    others = [p for name, p in params.items() if not (".c_" in name and name.endswith("weight"))]
+    answer = {
+        **case,
+        "optimizer": OPTIMIZER,
+        "params": numbers(params),
+        "losses": [],
+        "factors": [],
+    }
+    decayed = [
+        p for name, p in params.items() if ".c_" in name and name.endswith("weight")
+    ]
+    others = [
+        p
+        for name, p in params.items()
+        if not (".c_" in name and name.endswith("weight"))
+    ]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": OPTIMIZER["weight_decay"]},
-         {"params": others, "weight_decay": 0.0}],
-        lr=OPTIMIZER["lr"], betas=(OPTIMIZER["beta1"], OPTIMIZER["beta2"]), eps=OPTIMIZER["eps"])
+        [
+            {"params": decayed, "weight_decay": OPTIMIZER["weight_decay"]},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=OPTIMIZER["lr"],
+        betas=(OPTIMIZER["beta1"], OPTIMIZER["beta2"]),
+        eps=OPTIMIZER["eps"],
+    )
     for step in range(OPTIMIZER["steps"]):
         optimizer.zero_grad()
         logits, loss = logits_and_loss(case, params)
         loss.backward()
         if step == 0:
-            answer.update(logits=logits.tolist(), loss=loss.item(),
-                          gradients=numbers({name: p.grad for name, p in params.items()}))
+            answer.update(
+                logits=logits.tolist(),
+                loss=loss.item(),
+                gradients=numbers({name: p.grad for name, p in params.items()}),
+            )
         # Not clip_grad_norm_, which adds 1e-6 to the norm: the limit is to be met exactly.
         norm = torch.cat([p.grad.flatten() for p in params.values()]).norm().item()
         factor = min(1.0, case["limit"] / norm)
@@ -114,7 +175,9 @@ def solve(case):
 def main():
     """Write the file named on the command line, or golden.json beside this script."""
     beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden.json")
-    with open(sys.argv[1] if len(sys.argv) > 1 else beside, "w", encoding="utf-8") as file:
+    with open(
+        sys.argv[1] if len(sys.argv) > 1 else beside, "w", encoding="utf-8"
+    ) as file:
         json.dump([solve(case) for case in CASES], file, separators=(",", ":"))
         file.write("\n")
 

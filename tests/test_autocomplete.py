@@ -13,8 +13,11 @@ import pytest
 
 import microgpt
 
-AUTOCOMPLETE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-                            "examples", "autocomplete.py")
+AUTOCOMPLETE = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+    "examples",
+    "autocomplete.py",
+)
 spec = importlib.util.spec_from_file_location("autocomplete", AUTOCOMPLETE)
 autocomplete = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(autocomplete)
@@ -29,8 +32,12 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size, 8, n_layer=1, n_head=2, n_embd=8))
-    for _ in microgpt.Trainer(model, tokenizer, NAMES, microgpt.TrainConfig(steps=60, lr=0.02)):
+    model = microgpt.GPT(
+        microgpt.Config(tokenizer.vocab_size, 8, n_layer=1, n_head=2, n_embd=8)
+    )
+    for _ in microgpt.Trainer(
+        model, tokenizer, NAMES, microgpt.TrainConfig(steps=60, lr=0.02)
+    ):
         pass
     return model
 
@@ -49,14 +56,22 @@ def pipe():
     from prompt_toolkit.application import create_app_session
     from prompt_toolkit.input import create_pipe_input
     from prompt_toolkit.output import DummyOutput
-    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+
+    with (
+        create_pipe_input() as pipe,
+        create_app_session(input=pipe, output=DummyOutput()),
+    ):
         yield pipe
 
 
 def screen(prompt):
     """What a prompt has drawn, as text."""
     drawn = prompt.app.renderer.last_rendered_screen
-    rows = [dict(row) for _, row in sorted(dict(drawn.data_buffer).items())] if drawn else []
+    rows = (
+        [dict(row) for _, row in sorted(dict(drawn.data_buffer).items())]
+        if drawn
+        else []
+    )
     return "\n".join("".join(row[x].char for x in sorted(row)) for row in rows)
 
 
@@ -77,7 +92,7 @@ def converse(pipe, prompt, model, tokenizer, steps):
                 if over.is_set() or time.monotonic() > until:
                     missed.append((awaited, screen(prompt)))
                 time.sleep(0.01)
-            if missed:                          # leave, also from a "Press ENTER to continue"
+            if missed:  # leave, also from a "Press ENTER to continue"
                 while not over.wait(0.1):
                     pipe.send_text("\r\x03")
                 return
@@ -99,73 +114,149 @@ def found(model, tokenizer, text, k=5, max_tokens=20):
 
 
 def run(*args, stdin="", **environment):
-    return subprocess.run([sys.executable, AUTOCOMPLETE, *args], capture_output=True, input=stdin,
-                          encoding="utf-8", timeout=30,
-                          env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment})
+    return subprocess.run(
+        [sys.executable, AUTOCOMPLETE, *args],
+        capture_output=True,
+        input=stdin,
+        encoding="utf-8",
+        timeout=30,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
+    )
 
 
 # --- At a terminal -------------------------------------------------------------------------------
 
-def test_the_completer_gives_the_completions_with_their_probabilities(pipe, model, tokenizer):
+
+def test_the_completer_gives_the_completions_with_their_probabilities(
+    pipe, model, tokenizer
+):
     from prompt_toolkit.completion import CompleteEvent
     from prompt_toolkit.document import Document
+
     prompt = autocomplete.make_prompt(model, tokenizer, 4, 3)
     for text in ("", "ad", "cl", "adadadadad"):
-        given = list(prompt.completer.get_completions(
-            Document(text + "bob", cursor_position=len(text)), CompleteEvent()))
+        given = list(
+            prompt.completer.get_completions(
+                Document(text + "bob", cursor_position=len(text)), CompleteEvent()
+            )
+        )
         expected = found(model, tokenizer, text, 4, 3)
-        assert [x.text for x in given] == [way.replace("<|endoftext|>", "") for way, _ in expected]
+        assert [x.text for x in given] == [
+            way.replace("<|endoftext|>", "") for way, _ in expected
+        ]
         assert [x.display_text for x in given] == [
-            way.replace("<|endoftext|>", autocomplete.end_sign()) for way, _ in expected]
+            way.replace("<|endoftext|>", autocomplete.end_sign()) for way, _ in expected
+        ]
         for x, (_, p) in zip(given, expected):
-            assert float(x.display_meta_text.rstrip("%")) == pytest.approx(100 * p, rel=0.005)
+            assert float(x.display_meta_text.rstrip("%")) == pytest.approx(
+                100 * p, rel=0.005
+            )
 
 
-def test_tab_puts_a_suggestion_in_and_enter_judges_the_line(pipe, model, tokenizer, capsys):
+def test_tab_puts_a_suggestion_in_and_enter_judges_the_line(
+    pipe, model, tokenizer, capsys
+):
     prompt = autocomplete.make_prompt(model, tokenizer, 5, 20)
     ways = found(model, tokenizer, "ad")
     chosen = next(i for i, (way, _) in enumerate(ways) if not way.startswith("<"))
     line = "ad" + ways[chosen][0].replace("<|endoftext|>", "")
     menu = [f"{autocomplete.visible(way)} {autocomplete.percent(p)}" for way, p in ways]
-    converse(pipe, prompt, model, tokenizer, [
-        ("> ", "ad"), *((row, "") for row in menu), (menu[0], "\t" * (chosen + 1)),
-        ([line], "\r"), ([""], "bob\r"), ([""], "\x04")])
+    converse(
+        pipe,
+        prompt,
+        model,
+        tokenizer,
+        [
+            ("> ", "ad"),
+            *((row, "") for row in menu),
+            (menu[0], "\t" * (chosen + 1)),
+            ([line], "\r"),
+            ([""], "bob\r"),
+            ([""], "\x04"),
+        ],
+    )
     assert re.findall("probability.*", capsys.readouterr().out) == [
-        autocomplete.verdict(model, tokenizer, text) for text in (line, "bob")]
+        autocomplete.verdict(model, tokenizer, text) for text in (line, "bob")
+    ]
 
 
-def test_the_bottom_line_shows_the_next_tokens_at_once_and_after_every_key(pipe, model, tokenizer):
+def test_the_bottom_line_shows_the_next_tokens_at_once_and_after_every_key(
+    pipe, model, tokenizer
+):
     prompt = autocomplete.make_prompt(model, tokenizer, 5, 20)
-    lines = {text: autocomplete.next_tokens(model, tokenizer, text, 5) for text in ("", "c", "cl")}
+    lines = {
+        text: autocomplete.next_tokens(model, tokenizer, text, 5)
+        for text in ("", "c", "cl")
+    }
     assert len(set(lines.values())) == 3
-    converse(pipe, prompt, model, tokenizer, [
-        (lines[""], "cl"), (lines["cl"], "\x7f"), (lines["c"], "\x7f"), (lines[""], "\x04")])
-    for (token, p), shown in zip(autocomplete.predict(model, tokenizer, "cl", 5),
-                                 re.findall(r"'(.)' (\S+)%", lines["cl"])):
+    converse(
+        pipe,
+        prompt,
+        model,
+        tokenizer,
+        [
+            (lines[""], "cl"),
+            (lines["cl"], "\x7f"),
+            (lines["c"], "\x7f"),
+            (lines[""], "\x04"),
+        ],
+    )
+    for (token, p), shown in zip(
+        autocomplete.predict(model, tokenizer, "cl", 5),
+        re.findall(r"'(.)' (\S+)%", lines["cl"]),
+    ):
         assert shown[0] == token.replace("<|endoftext|>", autocomplete.end_sign())
         assert float(shown[1]) == pytest.approx(100 * p, rel=0.005)
 
 
 def test_typing_goes_on_while_the_model_is_at_work(pipe, model, tokenizer, monkeypatch):
     done, in_time = threading.Event(), []
-    for name, answer in (("suggest", [("m", "m", 0.5)]), ("next_tokens", "next: found")):
-        monkeypatch.setattr(autocomplete, name, lambda *args, answer=answer: [
-            in_time.append(done.wait(8)), answer][1])
+    for name, answer in (
+        ("suggest", [("m", "m", 0.5)]),
+        ("next_tokens", "next: found"),
+    ):
+        monkeypatch.setattr(
+            autocomplete,
+            name,
+            lambda *args, answer=answer: [in_time.append(done.wait(8)), answer][1],
+        )
     prompt = autocomplete.make_prompt(model, tokenizer, 5, 20)
-    converse(pipe, prompt, model, tokenizer, [
-        ("next: ...", "a"), ("> a", "d"), ("> ad", lambda: done.set() or ""),
-        ("next: found", ""), ("m 50%", "\x03")])
+    converse(
+        pipe,
+        prompt,
+        model,
+        tokenizer,
+        [
+            ("next: ...", "a"),
+            ("> a", "d"),
+            ("> ad", lambda: done.set() or ""),
+            ("next: found", ""),
+            ("m 50%", "\x03"),
+        ],
+    )
     assert in_time and all(in_time)
 
 
-def test_unknown_characters_are_named_and_the_line_can_be_mended(pipe, model, tokenizer, capsys):
+def test_unknown_characters_are_named_and_the_line_can_be_mended(
+    pipe, model, tokenizer, capsys
+):
     prompt = autocomplete.make_prompt(model, tokenizer, 5, 20)
-    converse(pipe, prompt, model, tokenizer, [
-        ("> ", "bx"), ("'x' is not among", "\r"), ("'x' is not among", "\x7f"),
-        (["b"], "ob\r"),
-        ([""], "\x04")])
+    converse(
+        pipe,
+        prompt,
+        model,
+        tokenizer,
+        [
+            ("> ", "bx"),
+            ("'x' is not among", "\r"),
+            ("'x' is not among", "\x7f"),
+            (["b"], "ob\r"),
+            ([""], "\x04"),
+        ],
+    )
     assert re.findall("probability.*", capsys.readouterr().out) == [
-        autocomplete.verdict(model, tokenizer, "bob")]
+        autocomplete.verdict(model, tokenizer, "bob")
+    ]
 
 
 @pytest.mark.parametrize("keys", ["\x03", "ab\x03", "\x04", "x\x03"])
@@ -177,13 +268,19 @@ def test_control_c_and_control_d_leave_politely(pipe, model, tokenizer, keys, ca
 
 def test_no_color_is_respected(pipe, model, tokenizer, monkeypatch):
     from prompt_toolkit.output import ColorDepth
+
     monkeypatch.setenv("NO_COLOR", "1")
-    assert autocomplete.make_prompt(model, tokenizer, 5, 20).color_depth == ColorDepth.DEPTH_1_BIT
+    assert (
+        autocomplete.make_prompt(model, tokenizer, 5, 20).color_depth
+        == ColorDepth.DEPTH_1_BIT
+    )
     monkeypatch.setenv("NO_COLOR", "")
     assert autocomplete.make_prompt(model, tokenizer, 5, 20).color_depth is None
 
 
-def test_without_prompt_toolkit_a_terminal_is_told_how_to_get_it(directory, monkeypatch, capsys):
+def test_without_prompt_toolkit_a_terminal_is_told_how_to_get_it(
+    directory, monkeypatch, capsys
+):
     monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
     for stream in ("stdin", "stdout"):
         monkeypatch.setattr(getattr(sys, stream), "isatty", lambda: True, raising=False)
@@ -194,14 +291,20 @@ def test_without_prompt_toolkit_a_terminal_is_told_how_to_get_it(directory, monk
 
 # --- What it says --------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("text", ["", "ada", "cleobobada", "a" * 20])
 def test_a_verdict_is_the_loss_of_the_document(model, tokenizer, text):
     windows = microgpt.windows(text, tokenizer, 8)
     n = sum(len(window) - 1 for window in windows)
     loss = model.loss(windows)
     said = re.findall(r"[-\d.]*\d", autocomplete.verdict(model, tokenizer, text))
-    assert [float(x) for x in said] == [10, pytest.approx(-n * loss / math.log(10), abs=0.06), n,
-                    pytest.approx(loss, abs=0.0006), pytest.approx(math.exp(loss), rel=0.0006)]
+    assert [float(x) for x in said] == [
+        10,
+        pytest.approx(-n * loss / math.log(10), abs=0.06),
+        n,
+        pytest.approx(loss, abs=0.0006),
+        pytest.approx(math.exp(loss), rel=0.0006),
+    ]
 
 
 def test_what_would_disturb_a_terminal_is_not_shown_to_it():
@@ -212,13 +315,16 @@ def test_what_would_disturb_a_terminal_is_not_shown_to_it():
 
 def test_half_a_character_is_not_put_in():
     tokenizer = microgpt.BPETokenizer.train(["\u00e9"], 258)
-    model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size, 4, n_layer=1, n_head=1, n_embd=4))
+    model = microgpt.GPT(
+        microgpt.Config(tokenizer.vocab_size, 4, n_layer=1, n_head=1, n_embd=4)
+    )
     ways = autocomplete.suggest(model, tokenizer, "", tokenizer.vocab_size, 1)
     assert any("\ufffd" in shown for _, shown, _ in ways)
     assert not any("\ufffd" in text for text, _, _ in ways)
 
 
 # --- Without a terminal --------------------------------------------------------------------------
+
 
 @pytest.fixture
 def no_library(tmp_path):
@@ -227,9 +333,18 @@ def no_library(tmp_path):
     return str(tmp_path)
 
 
-def test_lines_from_a_pipe_get_their_suggestions_as_text(directory, model, tokenizer, no_library):
-    child = run(directory, "-k", "3", "--max-tokens", "4", stdin="ad\n\ncl",
-                PYTHONPATH=no_library)
+def test_lines_from_a_pipe_get_their_suggestions_as_text(
+    directory, model, tokenizer, no_library
+):
+    child = run(
+        directory,
+        "-k",
+        "3",
+        "--max-tokens",
+        "4",
+        stdin="ad\n\ncl",
+        PYTHONPATH=no_library,
+    )
     assert (child.returncode, child.stderr) == (0, "")
     lines = iter(child.stdout.split("\n"))
     for text in ("ad", "", "cl"):
@@ -245,10 +360,13 @@ def test_where_the_output_lacks_the_sign_the_end_is_written_out(directory):
     child = run(directory, stdin="bob\n", PYTHONIOENCODING="ascii")
     assert child.returncode == 0 and child.stdout.isascii() and "[end]" in child.stdout
     assert child.stdout == run(directory, stdin="bob\n").stdout.replace(
-        "\u23ce", "[end]").replace("\u00e9", "\\xe9")
+        "\u23ce", "[end]"
+    ).replace("\u00e9", "\\xe9")
 
 
-def test_a_line_with_an_unknown_character_is_named_and_the_others_are_answered(directory):
+def test_a_line_with_an_unknown_character_is_named_and_the_others_are_answered(
+    directory,
+):
     child = run(directory, "-k", "1", stdin="x\nbob\n")
     assert child.returncode == 1
     assert child.stdout.startswith("bob\n") and child.stdout.count("\n") == 2
@@ -269,23 +387,35 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(directory):
     reading, writing = os.pipe()
     os.close(reading)
     buffered = {name: x for name, x in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    child = subprocess.Popen([sys.executable, AUTOCOMPLETE, directory], stdin=subprocess.PIPE,
-                             stdout=writing, stderr=subprocess.PIPE, encoding="utf-8",
-                             env=buffered)
+    child = subprocess.Popen(
+        [sys.executable, AUTOCOMPLETE, directory],
+        stdin=subprocess.PIPE,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=buffered,
+    )
     os.close(writing)
     assert (child.communicate("ad\n", timeout=30)[1], child.returncode) == ("", 1)
 
 
 def test_microgpt_runs_it_by_its_name(directory):
     words = [directory, "-k", "2"]
-    child = subprocess.run([sys.executable, microgpt.__file__, "autocomplete", *words],
-                           capture_output=True, input="ad\n", encoding="utf-8", timeout=30,
-                           env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    child = subprocess.run(
+        [sys.executable, microgpt.__file__, "autocomplete", *words],
+        capture_output=True,
+        input="ad\n",
+        encoding="utf-8",
+        timeout=30,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
     assert (child.returncode, child.stderr) == (0, "")
     assert child.stdout == run(*words, stdin="ad\n").stdout
 
 
-@pytest.mark.parametrize("option", [["-k", "0"], ["-k", "x"], ["--max-tokens", "-1"], ["more"]])
+@pytest.mark.parametrize(
+    "option", [["-k", "0"], ["-k", "x"], ["--max-tokens", "-1"], ["more"]]
+)
 def test_bad_options_are_refused(option, directory, capsys):
     with pytest.raises(SystemExit) as exit:
         autocomplete.main([directory, *option])

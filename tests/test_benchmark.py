@@ -100,8 +100,12 @@ class ByteLevelBPETokenizer:
 def run(*arguments, path=None):
     """Run the benchmark as a child, with a folder of modules if one is given."""
     env = {**os.environ, "PYTHONPATH": str(path)} if path else None
-    return subprocess.run([sys.executable, BENCHMARK, "--quick", *map(str, arguments)],
-                          capture_output=True, encoding="utf-8", env=env)
+    return subprocess.run(
+        [sys.executable, BENCHMARK, "--quick", *map(str, arguments)],
+        capture_output=True,
+        encoding="utf-8",
+        env=env,
+    )
 
 
 def table(child):
@@ -146,23 +150,32 @@ def test_table(no_library):
             assert number(cell) > 0, label
 
 
-@pytest.mark.parametrize("wrong, answer", [
-    ("", "yes"),
-    ("get_vocab = lambda self: {**self.own.vocab, 'new': 300}", "no"),
-    ("to_str = lambda self: json.dumps({'model': {'merges': []}})", "no"),
-    ("encode_batch = lambda self, batch: [SimpleNamespace(ids=[1]) for _ in batch]", "no")])
+@pytest.mark.parametrize(
+    "wrong, answer",
+    [
+        ("", "yes"),
+        ("get_vocab = lambda self: {**self.own.vocab, 'new': 300}", "no"),
+        ("to_str = lambda self: json.dumps({'model': {'merges': []}})", "no"),
+        (
+            "encode_batch = lambda self, batch: [SimpleNamespace(ids=[1]) for _ in batch]",
+            "no",
+        ),
+    ],
+)
 def test_library(tmp_path, names, wrong, answer):
     """With a tokenizers library: rows to compare, and whether vocabulary, merges, ids are equal."""
     source = FAKE_LIBRARY + "    " + wrong + "\n"
     (tmp_path / "tokenizers.py").write_text(source, encoding="utf-8")
     rows = table(run(names, path=tmp_path))
-    assert list(rows) == ROWS[:ROWS.index("BPE training")] + LIBRARY_ROWS
+    assert list(rows) == ROWS[: ROWS.index("BPE training")] + LIBRARY_ROWS
     assert rows.pop("BPE, equal to the library") == answer
     for label in LIBRARY_ROWS[:-1]:
         assert number(rows[label]) > 0, label
     for label in "BPE training", "BPE encoding":
-        ratio, low, high = re.fullmatch(r"([\d.e+]+) times its time ([\d.e+]+) to ([\d.e+]+)",
-                                        rows[label + " to library"]).groups()
+        ratio, low, high = re.fullmatch(
+            r"([\d.e+]+) times its time ([\d.e+]+) to ([\d.e+]+)",
+            rows[label + " to library"],
+        ).groups()
         expected = number(rows[label]) / number(rows[label + ", library"])
         assert float(ratio) == pytest.approx(expected, rel=0.02)
         assert float(low) <= 1.01 * float(ratio) and float(ratio) <= 1.01 * float(high)
@@ -179,11 +192,18 @@ def test_written_model(tmp_path):
     spec = importlib.util.spec_from_file_location("benchmark", BENCHMARK)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    benchmark.write_gpt2(tmp_path, microgpt.Config(50, block_size=8, n_layer=2, n_head=2, n_embd=8))
+    benchmark.write_gpt2(
+        tmp_path, microgpt.Config(50, block_size=8, n_layer=2, n_head=2, n_embd=8)
+    )
     params = microgpt.GPT.load(tmp_path).params
     assert set(params["h.1.ln_2.weight"]) == {1.0}
     assert set(params["h.1.mlp.c_fc.bias"]) == {0.0}
-    for name in "wte.weight", "wpe.weight", "h.0.attn.c_attn.weight", "h.1.mlp.c_proj.weight":
+    for name in (
+        "wte.weight",
+        "wpe.weight",
+        "h.0.attn.c_attn.weight",
+        "h.1.mlp.c_proj.weight",
+    ):
         assert len(set(map(tuple, params[name]))) > len(params[name]) / 2
         assert 0.01 < statistics.stdev(x for row in params[name] for x in row) < 0.04
 
@@ -197,16 +217,24 @@ def test_baseline(tmp_path, names, no_library, end):
     assert set(rows) == {*ROWS, *BASELINE_ROWS}
     for label in BASELINE_ROWS:
         assert number(rows[label]) > 0, label
-    for label in "tensor engine to baseline", "value engine to baseline", "generation to baseline":
+    for label in (
+        "tensor engine to baseline",
+        "value engine to baseline",
+        "generation to baseline",
+    ):
         assert re.search(r"times as fast +[\d.e+]+ to [\d.e+]+$", rows[label])
 
 
 def test_baseline_without_num_steps(tmp_path, names):
     """A baseline that does not say num_steps has its generation not measured."""
     script = tmp_path / "fake.py"
-    script.write_text(FAKE.replace("num_steps", "n").replace("END", r"'\n'"), encoding="utf-8")
+    script.write_text(
+        FAKE.replace("num_steps", "n").replace("END", r"'\n'"), encoding="utf-8"
+    )
     rows = table(run(names, "--baseline", script))
-    assert rows["generation, baseline"] == rows["generation to baseline"] == "not measured"
+    assert (
+        rows["generation, baseline"] == rows["generation to baseline"] == "not measured"
+    )
 
 
 def test_bad_input(tmp_path, names):
@@ -214,10 +242,14 @@ def test_bad_input(tmp_path, names):
     script = tmp_path / "silent.py"
     script.write_text("print('hello')\n", encoding="utf-8")
     for arguments, message in [
-            ([tmp_path / "none.txt"], "none.txt"),
-            ([names, "--baseline", tmp_path / "none.py"], "none.py"),
-            ([names, "--baseline", script], "step 1 / 1000 | loss"),
-            ([names, "--baseline", script, "--baseline-python", "no-such-python"], "no-such-py")]:
+        ([tmp_path / "none.txt"], "none.txt"),
+        ([names, "--baseline", tmp_path / "none.py"], "none.py"),
+        ([names, "--baseline", script], "step 1 / 1000 | loss"),
+        (
+            [names, "--baseline", script, "--baseline-python", "no-such-python"],
+            "no-such-py",
+        ),
+    ]:
         child = run(*arguments)
         assert child.returncode == 1 and message in child.stderr
         assert child.stderr.count("\n") == 1 and child.stderr.startswith("benchmark: ")
@@ -231,15 +263,20 @@ def test_engines_that_are_installed_take_their_turns(names):
     rows = table(run(names, "--engines", "--gpt2"))
     torch = "PyTorch engine" not in rows
     found = ["NumPy", "NumPy32"] + ["PyTorch"] * torch
-    for label in [f"one document, {name}, {what}" for name in found for what in ("mean", "least")]:
+    for label in [
+        f"one document, {name}, {what}" for name in found for what in ("mean", "least")
+    ]:
         assert number(rows[label]) > 0
     for job in ENGINE_JOBS:
         for name in found:
             assert re.search(r"ms/document +[\d,]+ tokens/s", rows[f"{job}, {name}"])
             ratio, low, high = re.fullmatch(
                 r"([\d.,e+]+) times as fast +([\d.e+-]+) to ([\d.e+-]+)",
-                rows[f"{job}, {name} to tensor"]).groups()
-            assert 0.99 * float(low) <= float(ratio.replace(",", "")) <= 1.01 * float(high)
+                rows[f"{job}, {name} to tensor"],
+            ).groups()
+            assert (
+                0.99 * float(low) <= float(ratio.replace(",", "")) <= 1.01 * float(high)
+            )
 
 
 def test_an_engine_that_is_not_installed_is_said_to_be_missing(names, tmp_path):
@@ -248,8 +285,10 @@ def test_an_engine_that_is_not_installed_is_said_to_be_missing(names, tmp_path):
     rows = table(run(names, "--engines", path=tmp_path))
     assert rows["NumPy engine"] == rows["PyTorch engine"] == "not installed"
     assert number(rows["batch of 1, tensor"]) > 0
-    assert not any("NumPy" in label or "to tensor" in label for label in rows.keys() -
-                   {"NumPy engine", "PyTorch engine"})
+    assert not any(
+        "NumPy" in label or "to tensor" in label
+        for label in rows.keys() - {"NumPy engine", "PyTorch engine"}
+    )
 
 
 def test_a_model_in_the_manner_of_nanogpt_takes_its_turns(names, tmp_path):

@@ -16,18 +16,36 @@ from tiny import ABC, draws, make
 import microgpt
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path += [os.path.join(ROOT, "examples"), os.path.join(ROOT, "examples", "playground")]
+sys.path += [
+    os.path.join(ROOT, "examples"),
+    os.path.join(ROOT, "examples", "playground"),
+]
 
 import bridge  # noqa: E402
 
-NAMES = ["ada", "bob", "cleo", "abel", "dolo", "leo", "bea", "coco", "ole", "lea", "eda", "obo"]
+NAMES = [
+    "ada",
+    "bob",
+    "cleo",
+    "abel",
+    "dolo",
+    "leo",
+    "bea",
+    "coco",
+    "ole",
+    "lea",
+    "eda",
+    "obo",
+]
 SHAPE = {"block_size": 4, "n_layer": 2, "n_head": 2, "n_embd": 8}
-LONG = 1e9                              # milliseconds: as many as it takes
+LONG = 1e9  # milliseconds: as many as it takes
 
 
 def begun(tmp_path, names=NAMES, **options):
     playground = bridge.Playground(str(tmp_path))
-    playground.start("\n".join(names).encode(), SHAPE, {"steps": 12, "seed": 5, **options})
+    playground.start(
+        "\n".join(names).encode(), SHAPE, {"steps": 12, "seed": 5, **options}
+    )
     return playground
 
 
@@ -35,8 +53,12 @@ def trainer_of(names=NAMES, **options):
     """The same, without a playground."""
     tokenizer = microgpt.CharTokenizer(names)
     model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size, **SHAPE), seed=5)
-    return microgpt.Trainer(model, tokenizer, names,
-                            microgpt.TrainConfig(**{"steps": 12, "seed": 5, **options}))
+    return microgpt.Trainer(
+        model,
+        tokenizer,
+        names,
+        microgpt.TrainConfig(**{"steps": 12, "seed": 5, **options}),
+    )
 
 
 def showing(tmp_path, model, tokenizer=ABC):
@@ -50,7 +72,9 @@ def showing(tmp_path, model, tokenizer=ABC):
 def packed(directory, **others):
     """A directory as a zip file, with other files in the place of some of it."""
     files = {name: (directory / name).read_bytes() for name in os.listdir(directory)}
-    return archive({**files, **{name.replace("__", "."): x for name, x in others.items()}})
+    return archive(
+        {**files, **{name.replace("__", "."): x for name, x in others.items()}}
+    )
 
 
 def archive(files):
@@ -69,8 +93,12 @@ def unpacked(contents, directory):
 
 def in_words(message):
     """Is it fit to be shown to a person who knows nothing of the page's own files?"""
-    return "\n" not in message and "playground" not in message and "Errno" not in message and (
-        len(message.split()) > 2)
+    return (
+        "\n" not in message
+        and "playground" not in message
+        and "Errno" not in message
+        and (len(message.split()) > 2)
+    )
 
 
 def refusal(function, *args):
@@ -81,12 +109,17 @@ def refusal(function, *args):
 
 # --- Training ------------------------------------------------------------------------------------
 
+
 def test_it_trains_as_the_trainer_does(tmp_path):
     playground, losses, expected = begun(tmp_path), [], trainer_of()
     for step in expected:
         told = playground.train(0)
         losses += told["losses"]
-        assert (told["step"], told["steps"], told["losses"]) == (step.step, 12, [step.loss])
+        assert (told["step"], told["steps"], told["losses"]) == (
+            step.step,
+            12,
+            [step.loss],
+        )
         assert told["speed"] > 0
     assert playground.model.params == expected.model.params
 
@@ -94,7 +127,11 @@ def test_it_trains_as_the_trainer_does(tmp_path):
 def test_a_turn_is_as_long_as_asked_and_the_last_one_ends_with_the_training(tmp_path):
     playground, expected = begun(tmp_path), trainer_of()
     losses = [step.loss for step in expected]
-    first, rest, none = playground.train(0), playground.train(LONG), playground.train(LONG)
+    first, rest, none = (
+        playground.train(0),
+        playground.train(LONG),
+        playground.train(LONG),
+    )
     assert (first["step"], rest["step"], none["step"]) == (1, 12, 12)
     assert first["losses"] + rest["losses"] == losses and none["losses"] == []
 
@@ -116,8 +153,11 @@ def test_what_it_tells_about_a_training(tmp_path):
 def test_parameters_are_counted_before_there_is_a_model():
     tokenizer = microgpt.CharTokenizer(NAMES)
     model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size, **SHAPE))
-    counted = sum(len(row) if isinstance(row, list) else 1 for x in model.params.values()
-                  for row in x)
+    counted = sum(
+        len(row) if isinstance(row, list) else 1
+        for x in model.params.values()
+        for row in x
+    )
     assert bridge.parameter_count(tokenizer.vocab_size, SHAPE) == counted
 
 
@@ -142,27 +182,43 @@ def test_the_reading_is_the_one_of_the_command(tmp_path):
     playground, expected = begun(tmp_path), trainer_of()
     playground.train(LONG)
     list(expected)
-    scale = microgpt.baselines(expected.windows, expected.val_windows,
-                               expected.model.config.vocab_size)
+    scale = microgpt.baselines(
+        expected.windows, expected.val_windows, expected.model.config.vocab_size
+    )
     loss = microgpt.evaluate(expected.model, expected.val_windows)
     assert playground.scale() == scale
     assert playground.reading() == {
-        "loss": loss, "sentence": microgpt.reading(expected.losses, loss, scale)}
+        "loss": loss,
+        "sentence": microgpt.reading(expected.losses, loss, scale),
+    }
 
 
-@pytest.mark.parametrize("text, told", [
-    (b"", "empty"), (b" \n\n \n", "empty"), (b"alone", "single"), (b"\x89PNG\0\x01\n", "UTF-8"),
-    ("ada\nren\u00e9".encode("latin-1"), "line 2")])
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (b"", "empty"),
+        (b" \n\n \n", "empty"),
+        (b"alone", "single"),
+        (b"\x89PNG\0\x01\n", "UTF-8"),
+        ("ada\nren\u00e9".encode("latin-1"), "line 2"),
+    ],
+)
 def test_what_is_no_text_to_learn_from_is_refused_in_words(tmp_path, text, told):
     playground = begun(tmp_path)
     message = refusal(playground.start, text, SHAPE, {})
     assert told in message and in_words(message) and str(tmp_path) not in message
-    assert playground.train(LONG)["losses"] == [step.loss for step in trainer_of()]   # goes on
+    assert playground.train(LONG)["losses"] == [
+        step.loss for step in trainer_of()
+    ]  # goes on
 
 
-@pytest.mark.parametrize("shape, training", [
-    ({"n_head": 3}, {}), ({"n_layer": 0}, {}), ({}, {"steps": 0}), ({}, {"lr": -1})])
-def test_options_that_cannot_be_are_refused_and_the_training_goes_on(tmp_path, shape, training):
+@pytest.mark.parametrize(
+    "shape, training",
+    [({"n_head": 3}, {}), ({"n_layer": 0}, {}), ({}, {"steps": 0}), ({}, {"lr": -1})],
+)
+def test_options_that_cannot_be_are_refused_and_the_training_goes_on(
+    tmp_path, shape, training
+):
     playground = begun(tmp_path)
     message = refusal(playground.start, b"ada\nbob", {**SHAPE, **shape}, training)
     assert in_words(message)
@@ -172,8 +228,13 @@ def test_options_that_cannot_be_are_refused_and_the_training_goes_on(tmp_path, s
 def test_files_stay_in_its_directory(tmp_path):
     (tmp_path / "own").mkdir()
     playground = begun(tmp_path / "own")
-    evil = archive({"../../config.json": "{}", "../../../../tokenizer.json": "{}",
-                    "/config.json": "{}"})
+    evil = archive(
+        {
+            "../../config.json": "{}",
+            "../../../../tokenizer.json": "{}",
+            "/config.json": "{}",
+        }
+    )
     with pytest.raises(ValueError):
         playground.load(evil, b"")
     assert os.listdir(str(tmp_path)) == ["own"]
@@ -181,11 +242,12 @@ def test_files_stay_in_its_directory(tmp_path):
 
 # --- Generation ----------------------------------------------------------------------------------
 
+
 def by_hand(logits, temperature, top_k, top_p):
     """What `sample` says it draws with."""
     ranked = sorted(range(len(logits)), key=lambda i: -logits[i])
     weights = [math.exp((logits[i] - max(logits)) / temperature) for i in ranked]
-    weights = weights[:top_k or None]
+    weights = weights[: top_k or None]
     total, reached, kept = sum(weights), 0.0, {}
     for i, weight in zip(ranked, weights):
         if reached >= top_p:
@@ -195,17 +257,31 @@ def by_hand(logits, temperature, top_k, top_p):
     return [kept.get(i, 0.0) / sum(kept.values()) for i in range(len(logits))]
 
 
-@pytest.mark.parametrize("temperature, top_k, top_p", [
-    (1, 0, 1.0), (0.5, 0, 1.0), (2.5, 0, 1), (1, 2, 1.0), (1.5, 3, 0.6), (1, 0, 0.05),
-    (0.7, 99, 0.8)])
-def test_the_next_tokens_are_those_that_sample_would_draw(tmp_path, temperature, top_k, top_p):
+@pytest.mark.parametrize(
+    "temperature, top_k, top_p",
+    [
+        (1, 0, 1.0),
+        (0.5, 0, 1.0),
+        (2.5, 0, 1),
+        (1, 2, 1.0),
+        (1.5, 3, 0.6),
+        (1, 0, 0.05),
+        (0.7, 99, 0.8),
+    ],
+)
+def test_the_next_tokens_are_those_that_sample_would_draw(
+    tmp_path, temperature, top_k, top_p
+):
     playground = showing(tmp_path, make(sharp=6.0))
     logits = playground.model([ABC.end, 1, 0])[-1]
     told = playground.next_tokens("ba", temperature, top_k, top_p)
     assert [row["token"] for row in told] == list(ABC.vocab)
-    assert [row["model"] for row in told] == pytest.approx(microgpt.softmax(logits), abs=1e-12)
+    assert [row["model"] for row in told] == pytest.approx(
+        microgpt.softmax(logits), abs=1e-12
+    )
     assert [row["drawn"] for row in told] == pytest.approx(
-        by_hand(logits, temperature, top_k, top_p), abs=1e-12)
+        by_hand(logits, temperature, top_k, top_p), abs=1e-12
+    )
 
 
 def test_at_temperature_0_the_likeliest_is_certain(tmp_path):
@@ -221,7 +297,8 @@ def test_what_is_drawn_is_what_the_bars_show(tmp_path):
     random.seed(1)
     every = [playground.draw("a", 1, 0, 1.0) for _ in range(400)]
     assert [every.count(token) / 400 for token in ABC.vocab] == pytest.approx(
-        [0.4, 0.3, 0.25, 0.05], abs=0.1)            # four standard deviations
+        [0.4, 0.3, 0.25, 0.05], abs=0.1
+    )  # four standard deviations
     assert {playground.draw("a", 1, 2, 1.0) for _ in range(60)} == {"a", "b"}
     assert {playground.draw("a", 1, 0, 0.6) for _ in range(60)} == {"a", "b"}
     assert {playground.draw("a", 3, 1, 1.0) for _ in range(20)} == {"a"}
@@ -231,7 +308,9 @@ def test_of_a_long_beginning_the_last_tokens_are_read(tmp_path):
     playground = showing(tmp_path, make(block_size=4, sharp=6.0))
     told = playground.next_tokens("abcabbca", 1, 0, 1.0)
     logits = playground.model(ABC.encode("bbca"))[-1]
-    assert [row["model"] for row in told] == pytest.approx(microgpt.softmax(logits), abs=1e-12)
+    assert [row["model"] for row in told] == pytest.approx(
+        microgpt.softmax(logits), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("method", ["next_tokens", "draw"])
@@ -241,11 +320,18 @@ def test_an_unknown_character_is_named(tmp_path, method):
 
 
 def test_what_it_writes_is_what_generate_writes(tmp_path):
-    playground, options = begun(tmp_path), {"temperature": 0.8, "top_k": 4, "max_tokens": 7}
+    playground, options = (
+        begun(tmp_path),
+        {"temperature": 0.8, "top_k": 4, "max_tokens": 7},
+    )
     playground.train(LONG)
     rng = random.Random(9)
-    expected = [microgpt.generate(playground.model, playground.tokenizer, "a", seed=rng, **options)
-                for _ in range(5)]
+    expected = [
+        microgpt.generate(
+            playground.model, playground.tokenizer, "a", seed=rng, **options
+        )
+        for _ in range(5)
+    ]
     written = playground.write(5, "a", 9, options)
     assert [one["text"] for one in written] == expected and len(set(expected)) > 1
 
@@ -268,20 +354,29 @@ def test_a_model_from_a_file_has_no_documents_that_are_known(tmp_path):
 def bytewise():
     """A model of bytes and its tokenizer, which knows " ada" as one token and draws that alone."""
     tokenizer = microgpt.BPETokenizer.train(["eve ada ada ada ada"] * 9, 260)
-    place = [i for token, i in tokenizer.vocab.items() if tokenizer.decode([i]) == " ada"]
+    place = [
+        i for token, i in tokenizer.vocab.items() if tokenizer.decode([i]) == " ada"
+    ]
     assert len(place) == 1
-    return draws(*(float(i == place[0]) for i in range(tokenizer.vocab_size))), tokenizer
+    return draws(
+        *(float(i == place[0]) for i in range(tokenizer.vocab_size))
+    ), tokenizer
 
 
 def test_a_token_that_is_drawn_is_text_also_where_tokens_are_bytes(tmp_path):
     """It joins the beginning, which is encoded anew: GPT-2 writes a space as another character."""
     playground = showing(tmp_path, *bytewise())
     assert playground.draw("eve", 1, 0, 1.0) == " ada"
-    drawn = [row["token"] for row in playground.next_tokens("eve", 1, 0, 1.0) if row["drawn"] > 0.5]
-    assert drawn == [" ada"]                        # the wheel finds it by what was drawn
+    drawn = [
+        row["token"]
+        for row in playground.next_tokens("eve", 1, 0, 1.0)
+        if row["drawn"] > 0.5
+    ]
+    assert drawn == [" ada"]  # the wheel finds it by what was drawn
 
 
 # --- Looking inside ------------------------------------------------------------------------------
+
 
 def test_the_table_is_score(tmp_path):
     playground = showing(tmp_path, make(block_size=4, sharp=5.0))
@@ -289,12 +384,15 @@ def test_the_table_is_score(tmp_path):
         expected = microgpt.score(playground.model, ABC, text)
         told = playground.score(text)
         assert [tuple(row[name] for name in expected[0]._fields) for row in told] == [
-            tuple(scored) for scored in expected]
+            tuple(scored) for scored in expected
+        ]
 
 
 def test_attention_looks_back_only_and_shares_out_all_of_it(tmp_path):
     tokenizer = microgpt.CharTokenizer(NAMES)
-    model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size, 8, 3, n_head=2, n_embd=8), seed=1)
+    model = microgpt.GPT(
+        microgpt.Config(tokenizer.vocab_size, 8, 3, n_head=2, n_embd=8), seed=1
+    )
     told = showing(tmp_path, model, tokenizer).attention("ada")
     assert told["tokens"] == [microgpt.END, "a", "d", "a"]
     assert [len(heads) for heads in told["blocks"]] == [2, 2, 2]
@@ -316,14 +414,16 @@ def test_attention_on_a_text_that_is_too_long_is_on_its_first_tokens(tmp_path):
 def test_the_plane_keeps_distances_where_two_directions_are_all_there_is():
     rng, n = random.Random(3), 5
     u = [1 / 3, 2 / 3, 2 / 3, 0, 0]
-    v = [0, 1 / math.sqrt(2), -1 / math.sqrt(2), 0, 0]       # at a right angle to u
+    v = [0, 1 / math.sqrt(2), -1 / math.sqrt(2), 0, 0]  # at a right angle to u
     flat = [(rng.gauss(0, 5), rng.gauss(0, 2)) for _ in range(12)]
     rows = [[7 + a * u[i] + b * v[i] for i in range(n)] for a, b in flat]
     points, share = bridge.plane(rows)
     assert share == pytest.approx(1)
     for i in range(12):
         for j in range(i):
-            assert math.dist(points[i], points[j]) == pytest.approx(math.dist(flat[i], flat[j]))
+            assert math.dist(points[i], points[j]) == pytest.approx(
+                math.dist(flat[i], flat[j])
+            )
 
 
 def test_the_plane_is_that_of_most_variance_by_hand():
@@ -333,7 +433,7 @@ def test_the_plane_is_that_of_most_variance_by_hand():
     assert share == pytest.approx((32 + 18) / 52)
     for axis, expected in enumerate([[4, -4, 0, 0, 0, 0], [0, 0, 3, -3, 0, 0]]):
         along = [point[axis] for point in points]
-        sign = math.copysign(1, along[2 * axis])            # an axis has no direction
+        sign = math.copysign(1, along[2 * axis])  # an axis has no direction
         assert [sign * x for x in along] == pytest.approx(expected, abs=1e-9)
 
 
@@ -348,22 +448,36 @@ def test_the_embedding_places_every_token(tmp_path):
     points, share = bridge.plane(playground.model.params["wte.weight"])
     assert told["share"] == share
     assert [(at["token"], (at["x"], at["y"])) for at in told["points"]] == list(
-        zip(ABC.vocab, points))
+        zip(ABC.vocab, points)
+    )
 
 
 # --- The chain rule ------------------------------------------------------------------------------
 
-EXPRESSIONS = [("a * b + a ** 2", {"a": 2, "b": -3}), ("a * a", {"a": 3}), ("a", {"a": 1}),
-               ("b = a + a; c = b + b; b + c", {"a": 3}), ("exp(a) / (a - b)", {"a": 1, "b": 4}),
-               ("tanh(w * x + b) ** 2", {"w": 0.5, "x": 2, "b": -0.4}),
-               ("relu(a) + log(a)", {"a": 2})]
+EXPRESSIONS = [
+    ("a * b + a ** 2", {"a": 2, "b": -3}),
+    ("a * a", {"a": 3}),
+    ("a", {"a": 1}),
+    ("b = a + a; c = b + b; b + c", {"a": 3}),
+    ("exp(a) / (a - b)", {"a": 1, "b": 4}),
+    ("tanh(w * x + b) ** 2", {"w": 0.5, "x": 2, "b": -0.4}),
+    ("relu(a) + log(a)", {"a": 2}),
+]
 
 
 def test_the_gradients_of_a_small_expression_by_hand():
     # d(ab + a²)/da = b + 2a = 1, and by b it is a = 2.
-    told = {node["label"]: node for node in bridge.expression("a * b + a ** 2", {"a": 2, "b": -3})}
+    told = {
+        node["label"]: node
+        for node in bridge.expression("a * b + a ** 2", {"a": 2, "b": -3})
+    }
     assert {name: node["data"] for name, node in told.items()} == {
-        "a * b + a ** 2": -2, "a * b": -6, "a ** 2": 4, "a": 2, "b": -3}
+        "a * b + a ** 2": -2,
+        "a * b": -6,
+        "a ** 2": 4,
+        "a": 2,
+        "b": -3,
+    }
     assert (told["a"]["grad"], told["b"]["grad"]) == (1, 2)
 
 
@@ -384,26 +498,50 @@ def test_each_node_hands_on_only_when_its_own_gradient_is_complete(text, values)
 def test_the_gradients_are_slopes(text, values):
     nodes = {node["label"]: node for node in bridge.expression(text, values)}
     for name, x in values.items():
-        high, low = (bridge.expression(text, {**values, name: x + h})[0]["data"]
-                     for h in (1e-6, -1e-6))
+        high, low = (
+            bridge.expression(text, {**values, name: x + h})[0]["data"]
+            for h in (1e-6, -1e-6)
+        )
         assert nodes[name]["grad"] == pytest.approx((high - low) / 2e-6, abs=1e-5)
 
 
-@pytest.mark.parametrize("text", ["", "a +", "z", "1 / (a - a)", "a ** a ** a ** 99", "open('x')",
-                                  "a.data", "(-a) ** 0.5", "a if a else a", "'a' * a", "a; a"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a +",
+        "z",
+        "1 / (a - a)",
+        "a ** a ** a ** 99",
+        "open('x')",
+        "a.data",
+        "(-a) ** 0.5",
+        "a if a else a",
+        "'a' * a",
+        "a; a",
+    ],
+)
 def test_what_is_no_expression_is_refused_in_words(text):
     assert in_words(refusal(bridge.expression, text, {"a": 2}))
 
 
-@pytest.mark.parametrize("text", [
-    "(" * 5000 + "a" + ")" * 5000, "(" * 150 + "a" + ")" * 150, "-" * 5000 + "a",
-    "+".join("a" * 5000)], ids=["5000 brackets", "150 brackets", "signs", "a sum"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 5000 + "a" + ")" * 5000,
+        "(" * 150 + "a" + ")" * 150,
+        "-" * 5000 + "a",
+        "+".join("a" * 5000),
+    ],
+    ids=["5000 brackets", "150 brackets", "signs", "a sum"],
+)
 def test_what_is_nested_too_deeply_is_refused_in_words(text):
     """A browser's stack is small: Pyodide dies of what CPython's parser takes or refuses."""
     assert in_words(refusal(bridge.expression, text, {"a": 2}))
 
 
 # --- Keeping it ----------------------------------------------------------------------------------
+
 
 def test_what_is_saved_opens_as_a_checkpoint(tmp_path):
     playground = begun(tmp_path)
@@ -447,11 +585,14 @@ def test_a_training_by_several_processes_goes_on_in_one(tmp_path, monkeypatch):
 
     def none(*_):
         raise ImportError("no processes here")
+
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", none)
     playground = bridge.Playground(str(tmp_path))
     playground.load(packed(tmp_path / "given"), "\n".join(NAMES).encode())
     told = playground.train(LONG)
-    assert told["step"] == 12 and told["losses"] == pytest.approx([s.loss for s in trainer_of()])
+    assert told["step"] == 12 and told["losses"] == pytest.approx(
+        [s.loss for s in trainer_of()]
+    )
 
 
 def test_a_bpe_model_opens_with_gpt2s_own_files(tmp_path):
@@ -460,8 +601,14 @@ def test_a_bpe_model_opens_with_gpt2s_own_files(tmp_path):
     (tmp_path / "given" / "tokenizer.json").unlink()
     merges = ["#version: 0.2", *map(" ".join, tokenizer.merges)]
     playground = bridge.Playground(str(tmp_path))
-    about = playground.load(packed(tmp_path / "given", vocab__json=json.dumps(tokenizer.vocab),
-                                   merges__txt="\n".join(merges)), b"")
+    about = playground.load(
+        packed(
+            tmp_path / "given",
+            vocab__json=json.dumps(tokenizer.vocab),
+            merges__txt="\n".join(merges),
+        ),
+        b"",
+    )
     assert playground.model.params == model.params and len(about["vocab"]) == 260
     assert playground.write(1, "eve", 1, {"max_tokens": 2})[0]["text"] == "eve ada ada"
 
@@ -479,26 +626,52 @@ def test_a_former_models_files_are_not_read_with_the_next(tmp_path):
 def broken(tmp_path):
     """Zip files that are none, or hold no model."""
     whole = begun(tmp_path).save()
-    start = next(info.header_offset for info in zipfile.ZipFile(io.BytesIO(whole)).infolist()
-                 if info.filename.endswith("model.safetensors"))
+    start = next(
+        info.header_offset
+        for info in zipfile.ZipFile(io.BytesIO(whole)).infolist()
+        if info.filename.endswith("model.safetensors")
+    )
     damaged, huge = bytearray(whole), bytearray(whole)
-    damaged[start + 100:start + 140] = b"\xff" * 40
-    entry = whole.index(b"PK\1\2")                  # where the first file's size is told again
-    huge[entry + 24:entry + 28] = (300_000_000).to_bytes(4, "little")
+    damaged[start + 100 : start + 140] = b"\xff" * 40
+    entry = whole.index(b"PK\1\2")  # where the first file's size is told again
+    huge[entry + 24 : entry + 28] = (300_000_000).to_bytes(4, "little")
     unpacked(whole, tmp_path / "whole")
     model = tmp_path / "whole" / "model"
-    return {"empty": b"", "text": b"not a zip", "without files": archive({}),
-            "without a model": archive({"readme.txt": "hello"}), "cut short": whole[:-30],
-            "damaged": bytes(damaged), "too large": bytes(huge),
-            "without a tokenizer": archive({name: (model / name).read_bytes() for name in (
-                "config.json", "model.safetensors")}),
-            "odd config": packed(model, config__json="{}"),
-            "nested too deeply": packed(model, config__json='{"a": ' + "[" * 10 ** 5),
-            "encrypted": whole.replace(b"PK\1\2\x14\x03\x14\0\0\0", b"PK\1\2\x14\x03\x14\0\1\0")}
+    return {
+        "empty": b"",
+        "text": b"not a zip",
+        "without files": archive({}),
+        "without a model": archive({"readme.txt": "hello"}),
+        "cut short": whole[:-30],
+        "damaged": bytes(damaged),
+        "too large": bytes(huge),
+        "without a tokenizer": archive(
+            {
+                name: (model / name).read_bytes()
+                for name in ("config.json", "model.safetensors")
+            }
+        ),
+        "odd config": packed(model, config__json="{}"),
+        "nested too deeply": packed(model, config__json='{"a": ' + "[" * 10**5),
+        "encrypted": whole.replace(
+            b"PK\1\2\x14\x03\x14\0\0\0", b"PK\1\2\x14\x03\x14\0\1\0"
+        ),
+    }
 
 
-KINDS = ["empty", "text", "without files", "without a model", "cut short", "damaged", "too large",
-         "without a tokenizer", "odd config", "nested too deeply", "encrypted"]
+KINDS = [
+    "empty",
+    "text",
+    "without files",
+    "without a model",
+    "cut short",
+    "damaged",
+    "too large",
+    "without a tokenizer",
+    "odd config",
+    "nested too deeply",
+    "encrypted",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -508,4 +681,6 @@ def test_a_zip_that_holds_no_model_is_refused_in_words(tmp_path, kind):
     playground = begun(tmp_path)
     message = refusal(playground.load, bad[kind], b"")
     assert in_words(message) and str(tmp_path) not in message
-    assert playground.train(LONG)["losses"] == [step.loss for step in trainer_of()]   # goes on
+    assert playground.train(LONG)["losses"] == [
+        step.loss for step in trainer_of()
+    ]  # goes on

@@ -30,17 +30,24 @@ from microgpt import (
 
 try:
     import tracemalloc
-except ImportError:                     # PyPy has none
+except ImportError:  # PyPy has none
     tracemalloc = None
 
 END = "<|endoftext|>"
 DOCUMENTS = ["ab", "ba", "aab", "abba", "b"]
-SHAPES = [(3, 8, 2, 2, 8), (260, 5, 1, 1, 4), (2, 1, 3, 3, 3), (7, 4, 1, 4, 4), (1, 1, 1, 1, 1)]
+SHAPES = [
+    (3, 8, 2, 2, 8),
+    (260, 5, 1, 1, 4),
+    (2, 1, 3, 3, 3),
+    (7, 4, 1, 4, 4),
+    (1, 1, 1, 1, 1),
+]
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1}
 NAN, INFINITY = math.nan, math.inf
 
 
 # --- helpers: files -------------------------------------------------------------------------------
+
 
 def parts(path):
     """A .safetensors file -> its header, its data."""
@@ -56,9 +63,15 @@ def put(path, header, data):
 
 def unpack(dtype, raw):
     if dtype == "BF16":
-        raw = b"".join(b"\0\0" + raw[i:i + 2] for i in range(0, len(raw), 2))
-    return list(struct.unpack(f"<{len(raw) // SIZES[dtype]}{'e' if dtype == 'F16' else 'd'}"
-                              if dtype in ("F64", "F16") else f"<{len(raw) // 4}f", raw))
+        raw = b"".join(b"\0\0" + raw[i : i + 2] for i in range(0, len(raw), 2))
+    return list(
+        struct.unpack(
+            f"<{len(raw) // SIZES[dtype]}{'e' if dtype == 'F16' else 'd'}"
+            if dtype in ("F64", "F16")
+            else f"<{len(raw) // 4}f",
+            raw,
+        )
+    )
 
 
 def pack(dtype, numbers):
@@ -71,12 +84,16 @@ def pack(dtype, numbers):
 def rows(shape, numbers):
     """Numbers one after the other -> a row or rows."""
     width = shape[-1]
-    split = [list(numbers[i:i + width]) for i in range(0, len(numbers), width)]
+    split = [list(numbers[i : i + width]) for i in range(0, len(numbers), width)]
     return split if len(shape) == 2 else split[0]
 
 
-def transposed(x): return [list(row) for row in zip(*x)]
-def is_linear(name): return ".c_" in name and name.endswith("weight")
+def transposed(x):
+    return [list(row) for row in zip(*x)]
+
+
+def is_linear(name):
+    return ".c_" in name and name.endswith("weight")
 
 
 def as_in_file(params):
@@ -84,7 +101,11 @@ def as_in_file(params):
     there = {}
     for name, x in params.items():
         x = transposed(x) if is_linear(name) else x
-        flat = list(x) if isinstance(x[0], float) else [number for row in x for number in row]
+        flat = (
+            list(x)
+            if isinstance(x[0], float)
+            else [number for row in x for number in row]
+        )
         there[name] = [len(flat)] if flat == list(x) else [len(x), len(x[0])], flat
     return there
 
@@ -93,17 +114,29 @@ def write_tensors(path, tensors):
     """{name: (dtype, shape, bytes)} -> a .safetensors file, the tensors in this order."""
     header, data = {}, b""
     for name, (dtype, shape, raw) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": list(shape),
-                        "data_offsets": [len(data), len(data) + len(raw)]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
         data += raw
     put(path, header, data)
 
 
 def write_config(directory, config, **others):
     directory.mkdir(exist_ok=True)
-    (directory / "config.json").write_text(json.dumps({
-        "vocab_size": config.vocab_size, "n_positions": config.block_size,
-        "n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd, **others}))
+    (directory / "config.json").write_text(
+        json.dumps(
+            {
+                "vocab_size": config.vocab_size,
+                "n_positions": config.block_size,
+                "n_layer": config.n_layer,
+                "n_head": config.n_head,
+                "n_embd": config.n_embd,
+                **others,
+            }
+        )
+    )
 
 
 def change_json(path, edit):
@@ -133,10 +166,13 @@ def change_text(path, old, new):
     text = raw[8:stop] if is_tensors else raw
     assert text.count(old.encode()) >= 1
     text = text.replace(old.encode(), new.encode(), 1)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[stop:] if is_tensors else text)
+    path.write_bytes(
+        struct.pack("<Q", len(text)) + text + raw[stop:] if is_tensors else text
+    )
 
 
 # --- helpers: what is to be seen ------------------------------------------------------------------
+
 
 def random_model(shape, seed=1):
     """A model none of whose parameters is as it would be unset, biases included."""
@@ -185,11 +221,17 @@ def refused(load, *names, memory=4e6):
 def originals(tmp_path_factory):
     """Trainings after two steps, with either tokenizer, as saved: {kind: directory}."""
     directories = {}
-    for kind, tokenizer in (("characters", CharTokenizer(DOCUMENTS)),
-                            ("bytes", BPETokenizer.train(DOCUMENTS, 259))):
+    for kind, tokenizer in (
+        ("characters", CharTokenizer(DOCUMENTS)),
+        ("bytes", BPETokenizer.train(DOCUMENTS, 259)),
+    ):
         directories[kind] = tmp_path_factory.mktemp("originals") / kind
-        model = GPT(Config(tokenizer.vocab_size, block_size=3, n_head=2, n_embd=4), seed=2)
-        trainer = Trainer(model, tokenizer, DOCUMENTS, TrainConfig(steps=4, batch_size=2))
+        model = GPT(
+            Config(tokenizer.vocab_size, block_size=3, n_head=2, n_embd=4), seed=2
+        )
+        trainer = Trainer(
+            model, tokenizer, DOCUMENTS, TrainConfig(steps=4, batch_size=2)
+        )
         next(trainer), next(trainer)
         trainer.save(directories[kind])
     return directories
@@ -223,6 +265,7 @@ def spoiled_tokenizer(directory, name="tokenizer.json"):
 
 # --- save, then load ------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_model_comes_back_with_the_same_bits_and_says_the_same(tmp_path, shape):
     model = random_model(shape)
@@ -240,7 +283,9 @@ def test_directories_are_made_and_may_be_given_as_text(tmp_path):
     assert same_bits(GPT.load(directory).params, model.params)
 
 
-@pytest.mark.parametrize("number", [-0.0, 5e-324, -2.2e-308, 1e300, -1e300, 0.1, 2.0 ** -1074])
+@pytest.mark.parametrize(
+    "number", [-0.0, 5e-324, -2.2e-308, 1e300, -1e300, 0.1, 2.0**-1074]
+)
 def test_extreme_numbers_come_back(tmp_path, number):
     model = random_model(SHAPES[0])
     for x in model.params.values():
@@ -270,20 +315,44 @@ def test_whatever_numbers_come_back(numbers):
         assert same_bits(GPT.load(directory).params, model.params)
 
 
-@pytest.mark.parametrize("documents", [
-    DOCUMENTS, ["a"], [""], ["\n \0\x85\u2028\"\\"], ["søren", "東京", "🙂"], ["<|endoftext|>"],
-    ["\ud800"], ["Ġ"]],
-    ids=["ab", "one character", "none", "blanks", "beyond ASCII", "end", "surrogate", "byte"])
+@pytest.mark.parametrize(
+    "documents",
+    [
+        DOCUMENTS,
+        ["a"],
+        [""],
+        ['\n \0\x85\u2028"\\'],
+        ["søren", "東京", "🙂"],
+        ["<|endoftext|>"],
+        ["\ud800"],
+        ["Ġ"],
+    ],
+    ids=[
+        "ab",
+        "one character",
+        "none",
+        "blanks",
+        "beyond ASCII",
+        "end",
+        "surrogate",
+        "byte",
+    ],
+)
 def test_a_tokenizer_of_characters_comes_back(tmp_path, documents):
     tokenizer = CharTokenizer(documents)
     random_model((tokenizer.vocab_size, *SHAPES[0][1:])).save(tmp_path, tokenizer)
     loaded = load_tokenizer(tmp_path)
     assert type(loaded) is CharTokenizer
     assert (loaded.vocab, loaded.end, loaded.vocab_size) == (
-        tokenizer.vocab, tokenizer.end, tokenizer.vocab_size)
+        tokenizer.vocab,
+        tokenizer.end,
+        tokenizer.vocab_size,
+    )
     for text in [*documents, END, END.join(documents)]:
         ids = tokenizer.encode(text)
-        assert loaded.encode(text) == ids and loaded.decode(ids) == tokenizer.decode(ids)
+        assert loaded.encode(text) == ids and loaded.decode(ids) == tokenizer.decode(
+            ids
+        )
 
 
 @pytest.mark.parametrize("size", [257, 258, 300])
@@ -293,10 +362,22 @@ def test_a_tokenizer_of_bytes_comes_back(tmp_path, size):
     loaded = load_tokenizer(tmp_path)
     assert type(loaded) is BPETokenizer
     assert (loaded.vocab, loaded.end, loaded.merges) == (
-        tokenizer.vocab, tokenizer.end, tokenizer.merges)
-    for text in ["", "slow lower", f"a{END}b{END}", "東京\r\n🙂", "".join(map(chr, range(256)))]:
+        tokenizer.vocab,
+        tokenizer.end,
+        tokenizer.merges,
+    )
+    for text in [
+        "",
+        "slow lower",
+        f"a{END}b{END}",
+        "東京\r\n🙂",
+        "".join(map(chr, range(256))),
+    ]:
         ids = tokenizer.encode(text)
-        assert loaded.encode(text) == ids and loaded.decode(ids) == tokenizer.decode(ids) == text
+        assert (
+            loaded.encode(text) == ids
+            and loaded.decode(ids) == tokenizer.decode(ids) == text
+        )
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes"])
@@ -313,7 +394,9 @@ def test_a_training_goes_on_as_if_it_had_never_stopped(originals, tmp_path, kind
     assert same_bits(Trainer.load(tmp_path, DOCUMENTS).optimizer.v, stopped.optimizer.v)
 
 
-def test_a_training_goes_on_exactly_however_many_numbers_its_averages_are(char, monkeypatch):
+def test_a_training_goes_on_exactly_however_many_numbers_its_averages_are(
+    char, monkeypatch
+):
     exact = [step.loss for step in Trainer.load(char, DOCUMENTS)]
     count = microgpt.parameter_count(GPT.load(char).config)
     monkeypatch.setattr(microgpt, "MOST_PARAMETERS", count)
@@ -321,6 +404,7 @@ def test_a_training_goes_on_exactly_however_many_numbers_its_averages_are(char, 
 
 
 # --- what is written ------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_file_is_a_sound_safetensors_file_in_the_layout_of_gpt2(tmp_path, shape):
@@ -335,34 +419,63 @@ def test_the_file_is_a_sound_safetensors_file_in_the_layout_of_gpt2(tmp_path, sh
         stops.append(stop)
     assert stops[-1] == len(data)
     V, T, C = model.config.vocab_size, model.config.block_size, model.config.n_embd
-    block = {"ln_1.weight": [C], "ln_1.bias": [C], "ln_2.weight": [C], "ln_2.bias": [C],
-             "attn.c_attn.weight": [C, 3 * C], "attn.c_attn.bias": [3 * C],
-             "attn.c_proj.weight": [C, C], "attn.c_proj.bias": [C],
-             "mlp.c_fc.weight": [C, 4 * C], "mlp.c_fc.bias": [4 * C],
-             "mlp.c_proj.weight": [4 * C, C], "mlp.c_proj.bias": [C]}
+    block = {
+        "ln_1.weight": [C],
+        "ln_1.bias": [C],
+        "ln_2.weight": [C],
+        "ln_2.bias": [C],
+        "attn.c_attn.weight": [C, 3 * C],
+        "attn.c_attn.bias": [3 * C],
+        "attn.c_proj.weight": [C, C],
+        "attn.c_proj.bias": [C],
+        "mlp.c_fc.weight": [C, 4 * C],
+        "mlp.c_fc.bias": [4 * C],
+        "mlp.c_proj.weight": [4 * C, C],
+        "mlp.c_proj.bias": [C],
+    }
     assert {name: entry["shape"] for name, entry in header.items()} == {
-        "wte.weight": [V, C], "wpe.weight": [T, C], "ln_f.weight": [C], "ln_f.bias": [C],
-        **{f"h.{i}.{name}": size for i in range(model.config.n_layer)
-           for name, size in block.items()}}
+        "wte.weight": [V, C],
+        "wpe.weight": [T, C],
+        "ln_f.weight": [C],
+        "ln_f.bias": [C],
+        **{
+            f"h.{i}.{name}": size
+            for i in range(model.config.n_layer)
+            for name, size in block.items()
+        },
+    }
     for name, entry in header.items():
         assert entry["dtype"] == "F64"
         there = rows(entry["shape"], unpack("F64", data[slice(*entry["data_offsets"])]))
-        assert same_bits(transposed(there) if is_linear(name) else there, model.params[name])
+        assert same_bits(
+            transposed(there) if is_linear(name) else there, model.params[name]
+        )
 
 
 @pytest.mark.parametrize("end", [2, 0])
 def test_the_config_is_that_of_gpt2(tmp_path, end):
     tokenizer = BPETokenizer.train([], 257) if end == 0 else CharTokenizer(["ab"])
-    if end == 0:                            # not always the last
+    if end == 0:  # not always the last
         tokenizer = BPETokenizer(
-            {token: (i + 1) % 257 for token, i in tokenizer.vocab.items()}, [])
+            {token: (i + 1) % 257 for token, i in tokenizer.vocab.items()}, []
+        )
     random_model((tokenizer.vocab_size, 7, 2, 3, 6)).save(tmp_path, tokenizer)
     config = json.loads((tmp_path / "config.json").read_bytes())
-    expected = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
-                "vocab_size": tokenizer.vocab_size, "n_positions": 7, "n_layer": 2, "n_head": 3,
-                "n_embd": 6, "n_inner": None, "activation_function": "gelu_new",
-                "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True, "bos_token_id": end,
-                "eos_token_id": end}
+    expected = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": tokenizer.vocab_size,
+        "n_positions": 7,
+        "n_layer": 2,
+        "n_head": 3,
+        "n_embd": 6,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        "bos_token_id": end,
+        "eos_token_id": end,
+    }
     assert {name: config.get(name) for name in expected} == expected
     assert load_tokenizer(tmp_path).end == end
 
@@ -371,7 +484,9 @@ def test_a_model_is_saved_without_a_tokenizer(tmp_path):
     random_model(SHAPES[0]).save(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
     config = json.loads((tmp_path / "config.json").read_bytes())
-    assert config["eos_token_id"] == config["bos_token_id"] == 2        # `stream` ends at the last
+    assert (
+        config["eos_token_id"] == config["bos_token_id"] == 2
+    )  # `stream` ends at the last
     with pytest.raises(OSError) as caught:
         load_tokenizer(tmp_path)
     sound(caught.value, tmp_path)
@@ -380,8 +495,12 @@ def test_a_model_is_saved_without_a_tokenizer(tmp_path):
 def test_nothing_but_the_checkpoint_is_left_behind(originals):
     for directory in originals.values():
         assert sorted(os.listdir(directory)) == [
-            "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-            "trainer.safetensors"]
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "trainer.safetensors",
+        ]
 
 
 @pytest.mark.parametrize("old", SHAPES)
@@ -397,8 +516,12 @@ def test_an_older_checkpoint_is_replaced_whatever_its_shape(tmp_path, old, new):
 
 
 def test_an_older_tokenizer_is_replaced(tmp_path):
-    for tokenizer in (BPETokenizer.train(DOCUMENTS, 258), CharTokenizer(DOCUMENTS),
-                      CharTokenizer(["xyz"]), BPETokenizer.train(DOCUMENTS, 257)):
+    for tokenizer in (
+        BPETokenizer.train(DOCUMENTS, 258),
+        CharTokenizer(DOCUMENTS),
+        CharTokenizer(["xyz"]),
+        BPETokenizer.train(DOCUMENTS, 257),
+    ):
         random_model((tokenizer.vocab_size, 3, 1, 1, 2)).save(tmp_path, tokenizer)
         loaded = load_tokenizer(tmp_path)
         assert type(loaded) is type(tokenizer) and loaded.vocab == tokenizer.vocab
@@ -418,7 +541,8 @@ def test_an_older_training_does_not_pass_for_that_of_another_model(char):
 @pytest.mark.parametrize("number", [NAN, INFINITY, -INFINITY])
 @pytest.mark.parametrize("name", ["wte.weight", "h.0.mlp.c_fc.weight", "ln_f.bias"])
 def test_a_model_with_numbers_that_are_none_is_not_saved_and_the_older_one_kept(
-        char, number, name):
+    char, number, name
+):
     before = {path.name: path.read_bytes() for path in char.iterdir()}
     model = random_model(SHAPES[0])
     x = model.params[name]
@@ -430,15 +554,40 @@ def test_a_model_with_numbers_that_are_none_is_not_saved_and_the_older_one_kept(
 
 # --- what others have written ---------------------------------------------------------------------
 
-PATTERNS = {                # bits: value
-    "F64": {0x3FF0000000000000: 1.0, 0xC000000000000000: -2.0, 0x8000000000000000: -0.0,
-            0x0000000000000001: 5e-324, 0x3FD5555555555555: 1 / 3},
-    "F32": {0x3F800000: 1.0, 0xC0000000: -2.0, 0x80000000: -0.0, 0x00000001: 2.0 ** -149,
-            0x7F7FFFFF: (2 - 2.0 ** -23) * 2.0 ** 127, 0x3EAAAAAB: 11184811 * 2.0 ** -25},
-    "F16": {0x3C00: 1.0, 0xC000: -2.0, 0x8000: -0.0, 0x0001: 2.0 ** -24, 0x03FF: 1023 * 2.0 ** -24,
-            0x7BFF: 65504.0, 0x3555: 1365 * 2.0 ** -12},
-    "BF16": {0x3F80: 1.0, 0xC000: -2.0, 0x8000: -0.0, 0x0001: 2.0 ** -133,
-             0x7F7F: 255 * 2.0 ** 120, 0x3EAB: 171 * 2.0 ** -9}}
+PATTERNS = {  # bits: value
+    "F64": {
+        0x3FF0000000000000: 1.0,
+        0xC000000000000000: -2.0,
+        0x8000000000000000: -0.0,
+        0x0000000000000001: 5e-324,
+        0x3FD5555555555555: 1 / 3,
+    },
+    "F32": {
+        0x3F800000: 1.0,
+        0xC0000000: -2.0,
+        0x80000000: -0.0,
+        0x00000001: 2.0**-149,
+        0x7F7FFFFF: (2 - 2.0**-23) * 2.0**127,
+        0x3EAAAAAB: 11184811 * 2.0**-25,
+    },
+    "F16": {
+        0x3C00: 1.0,
+        0xC000: -2.0,
+        0x8000: -0.0,
+        0x0001: 2.0**-24,
+        0x03FF: 1023 * 2.0**-24,
+        0x7BFF: 65504.0,
+        0x3555: 1365 * 2.0**-12,
+    },
+    "BF16": {
+        0x3F80: 1.0,
+        0xC000: -2.0,
+        0x8000: -0.0,
+        0x0001: 2.0**-133,
+        0x7F7F: 255 * 2.0**120,
+        0x3EAB: 171 * 2.0**-9,
+    },
+}
 
 
 @pytest.mark.parametrize("dtype", PATTERNS)
@@ -461,7 +610,9 @@ def test_files_of_others_are_read_to_the_bit(tmp_path, dtype, prefix, order, mas
         tensors[f"{prefix}h.{i}.attn.bias"] = mask, (1, 1, 5, 5), pack(mask, ones)
         tensors[f"{prefix}h.{i}.attn.masked_bias"] = "F32", (), pack("F32", [-1e4])
     write_config(tmp_path, config, model_type="gpt2", n_ctx=5)
-    write_tensors(tmp_path / "model.safetensors", dict(sorted(tensors.items())[::order]))
+    write_tensors(
+        tmp_path / "model.safetensors", dict(sorted(tensors.items())[::order])
+    )
     loaded = GPT.load(tmp_path)
     assert loaded.config == config
     assert same_bits(loaded.params, expected)
@@ -487,8 +638,12 @@ def test_tensors_may_differ_in_dtype(char):
     for k, (name, shape) in enumerate(parameter_shapes(config).items()):
         in_file = shape[::-1] if is_linear(name) else shape
         numbers = [(i - k) / 8 for i in range(math.prod(shape))]
-        numbers = [x % 8 for x in numbers]              # 6 bits: exact in every dtype
-        tensors[name] = list(PATTERNS)[k % 4], in_file, pack(list(PATTERNS)[k % 4], numbers)
+        numbers = [x % 8 for x in numbers]  # 6 bits: exact in every dtype
+        tensors[name] = (
+            list(PATTERNS)[k % 4],
+            in_file,
+            pack(list(PATTERNS)[k % 4], numbers),
+        )
         there = rows(in_file, numbers)
         expected[name] = transposed(there) if is_linear(name) else there
     write_tensors(char / "model.safetensors", tensors)
@@ -521,12 +676,17 @@ def test_a_tokenizer_is_read_from_the_two_older_files_of_gpt2(bpe, first, last):
 
 def test_merges_may_be_pairs(bpe):
     before = load_tokenizer(bpe)
-    change_json(bpe / "tokenizer.json", lambda whole: whole["model"].update(
-        merges=[pair.split(" ") for pair in whole["model"]["merges"]]))
+    change_json(
+        bpe / "tokenizer.json",
+        lambda whole: whole["model"].update(
+            merges=[pair.split(" ") for pair in whole["model"]["merges"]]
+        ),
+    )
     assert load_tokenizer(bpe).merges == before.merges
 
 
 # --- large models ---------------------------------------------------------------------------------
+
 
 def compact(directory, monkeypatch):
     """Load a model as if it were large."""
@@ -535,8 +695,11 @@ def compact(directory, monkeypatch):
 
 
 def in_f32(x):
-    return [in_f32(y) for y in x] if isinstance(x, (list, array)) else struct.unpack(
-        "<f", struct.pack("<f", x))[0]
+    return (
+        [in_f32(y) for y in x]
+        if isinstance(x, (list, array))
+        else struct.unpack("<f", struct.pack("<f", x))[0]
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -557,8 +720,9 @@ def test_a_large_model_writes_what_its_numbers_say(char, monkeypatch):
     rounded = GPT(model.config, {name: in_f32(x) for name, x in model.params.items()})
     loaded = compact(char, monkeypatch)
     for seed in range(5):
-        assert (generate(loaded, tokenizer, "a", max_tokens=9, seed=seed)
-                == generate(rounded, tokenizer, "a", max_tokens=9, seed=seed))
+        assert generate(loaded, tokenizer, "a", max_tokens=9, seed=seed) == generate(
+            rounded, tokenizer, "a", max_tokens=9, seed=seed
+        )
 
 
 def test_a_large_model_is_saved_in_4_byte_floats_and_comes_back(tmp_path, monkeypatch):
@@ -569,7 +733,8 @@ def test_a_large_model_is_saved_in_4_byte_floats_and_comes_back(tmp_path, monkey
     header, data = parts(tmp_path / "narrow" / "model.safetensors")
     assert header.pop("__metadata__") == {"format": "pt"}
     assert {name: entry["shape"] for name, entry in header.items()} == {
-        name: shape for name, (shape, _) in as_in_file(model.params).items()}
+        name: shape for name, (shape, _) in as_in_file(model.params).items()
+    }
     for name, entry in header.items():
         assert entry["dtype"] == "F32"
         numbers = unpack("F32", data[slice(*entry["data_offsets"])])
@@ -577,7 +742,9 @@ def test_a_large_model_is_saved_in_4_byte_floats_and_comes_back(tmp_path, monkey
     assert same_bits(GPT.load(tmp_path / "narrow").params, loaded.params)
     monkeypatch.undo()
     again = GPT.load(tmp_path / "narrow")
-    assert same_bits(again.params, {name: in_f32(x) for name, x in model.params.items()})
+    assert same_bits(
+        again.params, {name: in_f32(x) for name, x in model.params.items()}
+    )
 
 
 def test_numbers_too_large_for_4_byte_floats_are_refused(tmp_path, monkeypatch):
@@ -590,25 +757,45 @@ def test_numbers_too_large_for_4_byte_floats_are_refused(tmp_path, monkeypatch):
 
 # --- hostile: files and JSON ----------------------------------------------------------------------
 
+
 def cuts(raw):
     """Lengths short of the whole: in the size, in the header, in the data."""
     data = 8 + struct.unpack("<Q", raw[:8])[0]
-    return [0, 1, 7, 8, 9, data // 2, data - 1, data, data + 1, (data + len(raw)) // 2,
-            len(raw) - 8, len(raw) - 1]
+    return [
+        0,
+        1,
+        7,
+        8,
+        9,
+        data // 2,
+        data - 1,
+        data,
+        data + 1,
+        (data + len(raw)) // 2,
+        len(raw) - 8,
+        len(raw) - 1,
+    ]
 
 
 @pytest.mark.parametrize("i", range(12))
 def test_a_file_that_is_cut_off_is_refused(char, i):
-    for name, spoiled in (("trainer.safetensors", spoiled_trainer),
-                          ("model.safetensors", spoiled_model)):
+    for name, spoiled in (
+        ("trainer.safetensors", spoiled_trainer),
+        ("model.safetensors", spoiled_model),
+    ):
         raw = (char / name).read_bytes()
-        (char / name).write_bytes(raw[:cuts(raw)[i]])
+        (char / name).write_bytes(raw[: cuts(raw)[i]])
         spoiled(char)
 
 
-@pytest.mark.parametrize("name, load", [
-    ("config.json", GPT.load), ("tokenizer.json", load_tokenizer),
-    ("config.json", load_tokenizer)])
+@pytest.mark.parametrize(
+    "name, load",
+    [
+        ("config.json", GPT.load),
+        ("tokenizer.json", load_tokenizer),
+        ("config.json", load_tokenizer),
+    ],
+)
 def test_a_json_file_that_is_cut_off_is_refused(char, name, load):
     raw = (char / name).read_bytes()
     for n in (0, 1, 2, len(raw) // 2, len(raw) - 1):
@@ -623,7 +810,7 @@ def test_bytes_too_many_are_refused(char, extra):
     spoiled_model(char)
 
 
-@pytest.mark.parametrize("size", [0, 1, 10 ** 8, 2 ** 31, 2 ** 32, 2 ** 62, 2 ** 63, 2 ** 64 - 1])
+@pytest.mark.parametrize("size", [0, 1, 10**8, 2**31, 2**32, 2**62, 2**63, 2**64 - 1])
 def test_a_header_of_another_size_is_refused(char, size):
     raw = (char / "model.safetensors").read_bytes()
     for rest in (raw[8:], b"", raw[8:20]):
@@ -633,13 +820,29 @@ def test_a_header_of_another_size_is_refused(char, size):
 
 DEEP = 100_000
 NOT_OBJECTS = {
-    "pairs": b'[["a", 1], ["a", 2]]', "empty list": b"[]", "empty text": b'""',
-    "blank": b"   \n\t ", "zeros": b"\0" * 9, "not JSON": b"tensors", "a list": b"[1, 2]",
-    "a number": b"7", "text": b'"text"', "null": b"null", "not UTF-8": b'{"a": "\xff"}',
-    "not closed": b'{"a": 1', "two": b"{} {}", "no name": b"{1: 2}", "NaN": b"NaN",
-    "-Infinity": b"-Infinity", "control character": b'{"a": "\n"}', "empty": b"{}",
-    "deep list": b"[" * DEEP + b"]" * DEEP, "deep and open": b"[" * DEEP,
-    "deep object": b'{"a":' * DEEP + b"0" + b"}" * DEEP, "deep within": b'{"a":' + b"[" * DEEP}
+    "pairs": b'[["a", 1], ["a", 2]]',
+    "empty list": b"[]",
+    "empty text": b'""',
+    "blank": b"   \n\t ",
+    "zeros": b"\0" * 9,
+    "not JSON": b"tensors",
+    "a list": b"[1, 2]",
+    "a number": b"7",
+    "text": b'"text"',
+    "null": b"null",
+    "not UTF-8": b'{"a": "\xff"}',
+    "not closed": b'{"a": 1',
+    "two": b"{} {}",
+    "no name": b"{1: 2}",
+    "NaN": b"NaN",
+    "-Infinity": b"-Infinity",
+    "control character": b'{"a": "\n"}',
+    "empty": b"{}",
+    "deep list": b"[" * DEEP + b"]" * DEEP,
+    "deep and open": b"[" * DEEP,
+    "deep object": b'{"a":' * DEEP + b"0" + b"}" * DEEP,
+    "deep within": b'{"a":' + b"[" * DEEP,
+}
 
 
 @pytest.mark.parametrize("text", NOT_OBJECTS.values(), ids=NOT_OBJECTS)
@@ -662,43 +865,66 @@ def test_pairs_do_not_pass_for_an_object(char):
     spoiled_model(char, "config.json")
 
 
-@pytest.mark.parametrize("old, new", [
-    ('"n_layer"', '"n_layer": 1, "n_layer"'), ('"n_layer"', '"x": 1, "x": 2, "n_layer"'),
-    ('"n_layer"', '"x": {"y": 1, "y": 1}, "n_layer"'),
-    ('"n_layer"', '"x": [[{"y": 1, "y": 1}]], "n_layer"'),
-    ('"n_layer"', r'"n\u005flayer": 1, "n_layer"')])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ('"n_layer"', '"n_layer": 1, "n_layer"'),
+        ('"n_layer"', '"x": 1, "x": 2, "n_layer"'),
+        ('"n_layer"', '"x": {"y": 1, "y": 1}, "n_layer"'),
+        ('"n_layer"', '"x": [[{"y": 1, "y": 1}]], "n_layer"'),
+        ('"n_layer"', r'"n\u005flayer": 1, "n_layer"'),
+    ],
+)
 def test_a_config_that_says_a_thing_twice_is_refused(char, old, new):
     change_text(char / "config.json", old, new)
     spoiled_model(char, "config.json")
 
 
-@pytest.mark.parametrize("old, new", [
-    ('"__metadata__"', '"__metadata__": {}, "__metadata__"'),
-    ('"format"', '"format": "pt", "format"'), ('"dtype"', '"dtype": "F64", "dtype"'),
-    ('"shape"', '"shape": [4], "shape"'), ('"data_offsets"', '"data_offsets": 0, "data_offsets"'),
-    ('"ln_f.bias"', '"ln_f.bias": {"dtype": "F64", "shape": [4], "data_offsets": [0, 32]}, '
-                    '"ln_f.bias"')])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ('"__metadata__"', '"__metadata__": {}, "__metadata__"'),
+        ('"format"', '"format": "pt", "format"'),
+        ('"dtype"', '"dtype": "F64", "dtype"'),
+        ('"shape"', '"shape": [4], "shape"'),
+        ('"data_offsets"', '"data_offsets": 0, "data_offsets"'),
+        (
+            '"ln_f.bias"',
+            '"ln_f.bias": {"dtype": "F64", "shape": [4], "data_offsets": [0, 32]}, '
+            '"ln_f.bias"',
+        ),
+    ],
+)
 def test_a_header_that_says_a_thing_twice_is_refused(char, old, new):
     change_text(char / "model.safetensors", old, new)
     spoiled_model(char)
 
 
-@pytest.mark.parametrize("old, new", [
-    ('"version"', '"version": "1.0", "version"'), ('"a"', '"a": 0, "a"'),
-    ('"vocab"', '"vocab": {}, "vocab"'), ('"content"', '"content": "b", "content"')])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ('"version"', '"version": "1.0", "version"'),
+        ('"a"', '"a": 0, "a"'),
+        ('"vocab"', '"vocab": {}, "vocab"'),
+        ('"content"', '"content": "b", "content"'),
+    ],
+)
 def test_a_tokenizer_that_says_a_thing_twice_is_refused(char, old, new):
     change_text(char / "tokenizer.json", old, new)
     spoiled_tokenizer(char)
 
 
-@pytest.mark.parametrize("load", [
-    GPT.load, load_tokenizer, lambda directory: Trainer.load(directory, DOCUMENTS)],
-    ids=["GPT.load", "load_tokenizer", "Trainer.load"])
+@pytest.mark.parametrize(
+    "load",
+    [GPT.load, load_tokenizer, lambda directory: Trainer.load(directory, DOCUMENTS)],
+    ids=["GPT.load", "load_tokenizer", "Trainer.load"],
+)
 def test_what_is_not_there_is_an_oserror_that_names_it(char, load):
     shutil.copytree(char, char.parent / "whole")
     for path in sorted(char.iterdir()):
         if path.name == "tokenizer_config.json" or (
-                load is not load_tokenizer and path.name == "config.json"):
+            load is not load_tokenizer and path.name == "config.json"
+        ):
             continue
         shutil.rmtree(char)
         shutil.copytree(char.parent / "whole", char)
@@ -708,10 +934,13 @@ def test_what_is_not_there_is_an_oserror_that_names_it(char, load):
         except OSError as error:
             sound(error, char)
         else:
-            needed = {GPT.load: {"model.safetensors"}, load_tokenizer: {"tokenizer.json"}}
+            needed = {
+                GPT.load: {"model.safetensors"},
+                load_tokenizer: {"tokenizer.json"},
+            }
             assert load in needed and path.name not in needed[load]
     shutil.rmtree(char)
-    for _ in range(2):                      # no directory, then a file in its place
+    for _ in range(2):  # no directory, then a file in its place
         with pytest.raises(OSError) as caught:
             load(char)
         sound(caught.value, char)
@@ -719,8 +948,11 @@ def test_what_is_not_there_is_an_oserror_that_names_it(char, load):
 
 
 def test_directories_in_the_place_of_files_are_oserrors(char):
-    for name, load in (("tokenizer.json", load_tokenizer), ("model.safetensors", GPT.load),
-                       ("config.json", GPT.load)):
+    for name, load in (
+        ("tokenizer.json", load_tokenizer),
+        ("model.safetensors", GPT.load),
+        ("config.json", GPT.load),
+    ):
         (char / name).unlink()
         (char / name).mkdir()
         with pytest.raises(OSError) as caught:
@@ -731,8 +963,31 @@ def test_directories_in_the_place_of_files_are_oserrors(char):
 # --- hostile: config.json -------------------------------------------------------------------------
 
 SIZED = ["vocab_size", "n_positions", "n_layer", "n_head", "n_embd"]
-NO_SIZES = [0, -1, -10 ** 30, 10 ** 9, 10 ** 30, 2 ** 63, 1.0, 4.0, 1e300, NAN, INFINITY, -INFINITY,
-            True, False, None, "1", "4", "", [], [4], {}, {"4": 4}, "\n\ud800"]
+NO_SIZES = [
+    0,
+    -1,
+    -(10**30),
+    10**9,
+    10**30,
+    2**63,
+    1.0,
+    4.0,
+    1e300,
+    NAN,
+    INFINITY,
+    -INFINITY,
+    True,
+    False,
+    None,
+    "1",
+    "4",
+    "",
+    [],
+    [4],
+    {},
+    {"4": 4},
+    "\n\ud800",
+]
 
 
 @pytest.mark.parametrize("size", NO_SIZES, ids=ascii)
@@ -751,24 +1006,58 @@ def test_a_size_that_is_missing_is_refused(char, name):
     assert name in spoiled_model(char, "config.json")
 
 
-@pytest.mark.parametrize("change", [
-    {"n_embd": 5}, {"n_head": 3}, {"activation_function": "gelu"}, {"activation_function": None},
-    {"activation_function": "relu"}, {"activation_function": ["gelu_new"]},
-    {"layer_norm_epsilon": 1e-6}, {"layer_norm_epsilon": "1e-5"}, {"layer_norm_epsilon": NAN},
-    {"tie_word_embeddings": False}, {"tie_word_embeddings": "no\n"}, {"n_inner": 15},
-    {"n_inner": 4}, {"n_inner": 0}, {"n_inner": False}, {"n_inner": ""}, {"n_inner": "16"},
-    {"n_inner": [16]}, {"model_type": "llama"}, {"model_type": None}, {"model_type": {}},
-    {"scale_attn_weights": False}, {"scale_attn_by_inverse_layer_idx": True}], ids=ascii)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_embd": 5},
+        {"n_head": 3},
+        {"activation_function": "gelu"},
+        {"activation_function": None},
+        {"activation_function": "relu"},
+        {"activation_function": ["gelu_new"]},
+        {"layer_norm_epsilon": 1e-6},
+        {"layer_norm_epsilon": "1e-5"},
+        {"layer_norm_epsilon": NAN},
+        {"tie_word_embeddings": False},
+        {"tie_word_embeddings": "no\n"},
+        {"n_inner": 15},
+        {"n_inner": 4},
+        {"n_inner": 0},
+        {"n_inner": False},
+        {"n_inner": ""},
+        {"n_inner": "16"},
+        {"n_inner": [16]},
+        {"model_type": "llama"},
+        {"model_type": None},
+        {"model_type": {}},
+        {"scale_attn_weights": False},
+        {"scale_attn_by_inverse_layer_idx": True},
+    ],
+    ids=ascii,
+)
 def test_a_model_of_another_kind_is_refused_by_name(char, change):
     change_json(char / "config.json", lambda config: config.update(change))
     assert next(iter(change)) in spoiled_model(char, "config.json")
 
 
-@pytest.mark.parametrize("change", [
-    {"vocab_size": 10 ** 6, "n_embd": 10 ** 6}, {"n_layer": 999}, {"n_layer": 2},
-    {"n_positions": 10 ** 6}, {"n_positions": 2}, {"vocab_size": 2}, {"n_embd": 8}, {"n_embd": 2},
-    {"vocab_size": 10 ** 6, "n_embd": 10 ** 6, "n_layer": 999, "n_positions": 10 ** 6}], ids=str)
-def test_a_config_that_the_tensors_do_not_fit_is_refused_before_it_costs_memory(char, change):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": 10**6, "n_embd": 10**6},
+        {"n_layer": 999},
+        {"n_layer": 2},
+        {"n_positions": 10**6},
+        {"n_positions": 2},
+        {"vocab_size": 2},
+        {"n_embd": 8},
+        {"n_embd": 2},
+        {"vocab_size": 10**6, "n_embd": 10**6, "n_layer": 999, "n_positions": 10**6},
+    ],
+    ids=str,
+)
+def test_a_config_that_the_tensors_do_not_fit_is_refused_before_it_costs_memory(
+    char, change
+):
     change_json(char / "config.json", lambda config: config.update(change))
     spoiled_model(char, memory=2e7 if change.get("n_layer") == 999 else 4e6)
 
@@ -782,24 +1071,44 @@ ENTRIES = {
     "one offset": lambda entry: entry["data_offsets"].pop(),
     "three offsets": lambda entry: entry["data_offsets"].append(0),
     "reversed": lambda entry: entry["data_offsets"].reverse(),
-    "longer": lambda entry: entry["data_offsets"].__setitem__(1, entry["data_offsets"][1] + 8),
-    "shorter": lambda entry: entry["data_offsets"].__setitem__(1, entry["data_offsets"][1] - 8),
-    "later": lambda entry: entry.update(data_offsets=[x + 8 for x in entry["data_offsets"]]),
-    "earlier": lambda entry: entry.update(data_offsets=[x - 8 for x in entry["data_offsets"]]),
+    "longer": lambda entry: entry["data_offsets"].__setitem__(
+        1, entry["data_offsets"][1] + 8
+    ),
+    "shorter": lambda entry: entry["data_offsets"].__setitem__(
+        1, entry["data_offsets"][1] - 8
+    ),
+    "later": lambda entry: entry.update(
+        data_offsets=[x + 8 for x in entry["data_offsets"]]
+    ),
+    "earlier": lambda entry: entry.update(
+        data_offsets=[x - 8 for x in entry["data_offsets"]]
+    ),
     "empty": lambda entry: entry.update(data_offsets=[entry["data_offsets"][0]] * 2),
-    "far": lambda entry: entry.update(data_offsets=[x + 10 ** 18 for x in entry["data_offsets"]]),
-    "everything": lambda entry: entry.update(data_offsets=[0, 10 ** 18]),
+    "far": lambda entry: entry.update(
+        data_offsets=[x + 10**18 for x in entry["data_offsets"]]
+    ),
+    "everything": lambda entry: entry.update(data_offsets=[0, 10**18]),
     "shape empty": lambda entry: entry.update(shape=[]),
-    "shape reversed and longer": lambda entry: entry.update(shape=[*entry["shape"][::-1], 1]),
+    "shape reversed and longer": lambda entry: entry.update(
+        shape=[*entry["shape"][::-1], 1]
+    ),
     "shape flat": lambda entry: entry.update(shape=[2, *entry["shape"]]),
-    "shape another": lambda entry: entry.update(shape=[entry["shape"][0] + 1, *entry["shape"][1:]]),
-    "shape of floats": lambda entry: entry.update(shape=[float(n) for n in entry["shape"]]),
-    "shape of texts": lambda entry: entry.update(shape=[str(n) for n in entry["shape"]]),
+    "shape another": lambda entry: entry.update(
+        shape=[entry["shape"][0] + 1, *entry["shape"][1:]]
+    ),
+    "shape of floats": lambda entry: entry.update(
+        shape=[float(n) for n in entry["shape"]]
+    ),
+    "shape of texts": lambda entry: entry.update(
+        shape=[str(n) for n in entry["shape"]]
+    ),
     "shape of lists": lambda entry: entry.update(shape=[[n] for n in entry["shape"]]),
     "shape a dict": lambda entry: entry.update(shape={n: n for n in entry["shape"]}),
-    "shape huge": lambda entry: entry.update(shape=[10 ** 18] * len(entry["shape"])),
-    "huge all over": lambda entry: entry.update(shape=[10 ** 9] * len(entry["shape"]),
-                                                data_offsets=[0, 8 * 10 ** 18])}
+    "shape huge": lambda entry: entry.update(shape=[10**18] * len(entry["shape"])),
+    "huge all over": lambda entry: entry.update(
+        shape=[10**9] * len(entry["shape"]), data_offsets=[0, 8 * 10**18]
+    ),
+}
 
 
 @pytest.mark.parametrize("edit", ENTRIES.values(), ids=ENTRIES)
@@ -810,95 +1119,176 @@ def test_a_tensor_that_is_not_what_it_says_is_refused(char, name, edit):
 
 
 @pytest.mark.parametrize("value", [*NO_SIZES, 0.0, -0.0, 32.0], ids=ascii)
-@pytest.mark.parametrize("edit", [
-    lambda entry, x: entry.update(shape=x), lambda entry, x: entry.update(shape=[x]),
-    lambda entry, x: entry.update(data_offsets=x),
-    lambda entry, x: entry.update(data_offsets=[x, entry["data_offsets"][1]]),
-    lambda entry, x: entry.update(data_offsets=[entry["data_offsets"][0], x]),
-    lambda entry, x: entry.update(data_offsets=[x, x])],
-    ids=["shape", "in the shape", "offsets", "start", "stop", "both"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda entry, x: entry.update(shape=x),
+        lambda entry, x: entry.update(shape=[x]),
+        lambda entry, x: entry.update(data_offsets=x),
+        lambda entry, x: entry.update(data_offsets=[x, entry["data_offsets"][1]]),
+        lambda entry, x: entry.update(data_offsets=[entry["data_offsets"][0], x]),
+        lambda entry, x: entry.update(data_offsets=[x, x]),
+    ],
+    ids=["shape", "in the shape", "offsets", "start", "stop", "both"],
+)
 def test_a_place_or_shape_that_is_none_is_refused(char, edit, value):
     header, data = parts(char / "model.safetensors")
-    for name in min(header.keys() - {"__metadata__"},
-                    key=lambda name: header[name]["data_offsets"]), "ln_f.bias":
+    for name in (
+        min(
+            header.keys() - {"__metadata__"},
+            key=lambda name: header[name]["data_offsets"],
+        ),
+        "ln_f.bias",
+    ):
         spoiled = json.loads(json.dumps(header))
         edit(spoiled[name], value)
-        if not same_bits(spoiled, header):          # [4] is the shape of one of them
+        if not same_bits(spoiled, header):  # [4] is the shape of one of them
             put(char / "model.safetensors", spoiled, data)
             spoiled_model(char)
 
 
 def test_a_shape_of_truth_is_refused(tmp_path):
     random_model((1, 1, 1, 1, 1)).save(tmp_path)
-    change_header(tmp_path / "model.safetensors",
-                  lambda header: header["ln_f.bias"].update(shape=[True]))
+    change_header(
+        tmp_path / "model.safetensors",
+        lambda header: header["ln_f.bias"].update(shape=[True]),
+    )
     spoiled_model(tmp_path)
 
 
 def test_a_shape_of_a_million_sizes_is_refused_in_few_words(char):
-    for sizes in [1] * 10 ** 6, [4] + [1] * 10 ** 6, [0] * 10 ** 6:
-        change_header(char / "model.safetensors",
-                      lambda header, sizes=sizes: header["ln_f.bias"].update(shape=sizes))
-        spoiled_model(char, memory=INFINITY)        # that of the header itself
+    for sizes in [1] * 10**6, [4] + [1] * 10**6, [0] * 10**6:
+        change_header(
+            char / "model.safetensors",
+            lambda header, sizes=sizes: header["ln_f.bias"].update(shape=sizes),
+        )
+        spoiled_model(char, memory=INFINITY)  # that of the header itself
 
 
-@pytest.mark.parametrize("dtype", [
-    "F8_E4M3", "I64", "I8", "BOOL", "C64", "f64", "F", "F6", "", "64", "B64", "F64\n", None, 64,
-    8.0, True, [], ["F64"], {}, {"F64": 8}, "F32"], ids=ascii)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "F8_E4M3",
+        "I64",
+        "I8",
+        "BOOL",
+        "C64",
+        "f64",
+        "F",
+        "F6",
+        "",
+        "64",
+        "B64",
+        "F64\n",
+        None,
+        64,
+        8.0,
+        True,
+        [],
+        ["F64"],
+        {},
+        {"F64": 8},
+        "F32",
+    ],
+    ids=ascii,
+)
 def test_a_dtype_that_is_not_of_floats_or_does_not_fit_is_refused(char, dtype):
-    change_header(char / "model.safetensors",
-                  lambda header: header["ln_f.bias"].update(dtype=dtype))
+    change_header(
+        char / "model.safetensors",
+        lambda header: header["ln_f.bias"].update(dtype=dtype),
+    )
     spoiled_model(char)
 
 
-@pytest.mark.parametrize("entry", [None, [], {}, 7, "F64", True, [0, 8], {"x": {}}], ids=str)
+@pytest.mark.parametrize(
+    "entry", [None, [], {}, 7, "F64", True, [0, 8], {"x": {}}], ids=str
+)
 def test_an_entry_that_is_not_one_is_refused(char, entry):
-    change_header(char / "model.safetensors", lambda header: header.update({"ln_f.bias": entry}))
+    change_header(
+        char / "model.safetensors", lambda header: header.update({"ln_f.bias": entry})
+    )
     spoiled_model(char)
 
 
 def test_a_tensor_that_is_missing_is_refused_by_name(char):
     header, data = parts(char / "model.safetensors")
-    tensors = {name: (entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])])
-               for name, entry in header.items() if name != "__metadata__"}
+    tensors = {
+        name: (entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
     for name in tensors:
-        write_tensors(char / "model.safetensors", {
-            other: tensor for other, tensor in tensors.items() if other != name})
+        write_tensors(
+            char / "model.safetensors",
+            {other: tensor for other, tensor in tensors.items() if other != name},
+        )
         assert repr(name) in spoiled_model(char)
 
 
-@pytest.mark.parametrize("extra", [
-    "lm_head.weight2", "h.1.ln_1.bias", "transformer", "", "transformer.", "h.0.attn.c_attn",
-    "transformer.transformer.ln_f.bias", "h.0.attn.bias2", "\n", "\ud800", "wte.weight ",
-    "h.0.attn.bias\n"], ids=ascii)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "lm_head.weight2",
+        "h.1.ln_1.bias",
+        "transformer",
+        "",
+        "transformer.",
+        "h.0.attn.c_attn",
+        "transformer.transformer.ln_f.bias",
+        "h.0.attn.bias2",
+        "\n",
+        "\ud800",
+        "wte.weight ",
+        "h.0.attn.bias\n",
+    ],
+    ids=ascii,
+)
 def test_a_tensor_that_is_unknown_is_refused(char, extra):
-    change_header(char / "model.safetensors", lambda header: header.update(
-        {extra: {"dtype": "F64", "shape": [0], "data_offsets": [0, 0]}}))
+    change_header(
+        char / "model.safetensors",
+        lambda header: header.update(
+            {extra: {"dtype": "F64", "shape": [0], "data_offsets": [0, 0]}}
+        ),
+    )
     spoiled_model(char)
 
 
 def test_a_tensor_under_two_names_is_refused(char):
     header, data = parts(char / "model.safetensors")
     raw = pack("F64", [1.0, 2.0, 3.0, 4.0])
-    for entry in ({"shape": [4], "data_offsets": [len(data), len(data) + 32]},
-                  {"shape": [0], "data_offsets": [0, 0]}):
-        put(char / "model.safetensors",
+    for entry in (
+        {"shape": [4], "data_offsets": [len(data), len(data) + 32]},
+        {"shape": [0], "data_offsets": [0, 0]},
+    ):
+        put(
+            char / "model.safetensors",
             {**header, "transformer.ln_f.bias": {"dtype": "F64", **entry}},
-            data + raw * (entry["shape"] == [4]))
+            data + raw * (entry["shape"] == [4]),
+        )
         assert "ln_f.bias" in spoiled_model(char)
 
 
 def swap(header, a, b):
     header[a]["data_offsets"], header[b]["data_offsets"] = (
-        header[b]["data_offsets"], header[a]["data_offsets"])
+        header[b]["data_offsets"],
+        header[a]["data_offsets"],
+    )
 
 
-@pytest.mark.parametrize("edit", [
-    lambda header: header["ln_f.bias"].update(data_offsets=header["ln_f.weight"]["data_offsets"]),
-    lambda header: header["ln_f.weight"].update(data_offsets=header["ln_f.bias"]["data_offsets"]),
-    lambda header: swap(header, "ln_f.bias", "wte.weight"),
-    lambda header: swap(header, "h.0.attn.c_attn.bias", "h.0.mlp.c_fc.bias")],
-    ids=["twice the one", "twice the other", "places swapped", "biases swapped"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda header: header["ln_f.bias"].update(
+            data_offsets=header["ln_f.weight"]["data_offsets"]
+        ),
+        lambda header: header["ln_f.weight"].update(
+            data_offsets=header["ln_f.bias"]["data_offsets"]
+        ),
+        lambda header: swap(header, "ln_f.bias", "wte.weight"),
+        lambda header: swap(header, "h.0.attn.c_attn.bias", "h.0.mlp.c_fc.bias"),
+    ],
+    ids=["twice the one", "twice the other", "places swapped", "biases swapped"],
+)
 def test_tensors_that_overlap_or_lie_in_each_others_places_are_refused(char, edit):
     change_header(char / "model.safetensors", edit)
     spoiled_model(char)
@@ -918,24 +1308,42 @@ def test_a_gap_is_refused(char):
 def test_a_mask_that_runs_backwards_does_not_hide_that_the_data_are_cut_off(char, name):
     header, data = parts(char / "model.safetensors")
     for cut in (8, 32, 40, len(data)):
-        mask = {"dtype": "F32", "shape": [2], "data_offsets": [len(data), len(data) - cut]}
-        put(char / "model.safetensors", {**header, name: mask}, data[:len(data) - cut])
+        mask = {
+            "dtype": "F32",
+            "shape": [2],
+            "data_offsets": [len(data), len(data) - cut],
+        }
+        put(char / "model.safetensors", {**header, name: mask}, data[: len(data) - cut])
         spoiled_model(char)
 
 
-@pytest.mark.parametrize("dtype, bits", [
-    ("F64", 0x7FF0000000000000), ("F64", 0xFFF0000000000000), ("F64", 0x7FF8000000000000),
-    ("F64", 0x7FF0000000000001), ("F32", 0x7F800000), ("F32", 0xFF800000), ("F32", 0x7FC00000),
-    ("F16", 0x7C00), ("F16", 0xFC00), ("F16", 0x7E00), ("BF16", 0x7F80), ("BF16", 0xFF80),
-    ("BF16", 0x7FC0)])
-@pytest.mark.parametrize("most", [10 ** 7, 10])
+@pytest.mark.parametrize(
+    "dtype, bits",
+    [
+        ("F64", 0x7FF0000000000000),
+        ("F64", 0xFFF0000000000000),
+        ("F64", 0x7FF8000000000000),
+        ("F64", 0x7FF0000000000001),
+        ("F32", 0x7F800000),
+        ("F32", 0xFF800000),
+        ("F32", 0x7FC00000),
+        ("F16", 0x7C00),
+        ("F16", 0xFC00),
+        ("F16", 0x7E00),
+        ("BF16", 0x7F80),
+        ("BF16", 0xFF80),
+        ("BF16", 0x7FC0),
+    ],
+)
+@pytest.mark.parametrize("most", [10**7, 10])
 def test_numbers_that_are_none_are_refused_by_the_name_of_their_tensor(
-        char, monkeypatch, dtype, bits, most):
+    char, monkeypatch, dtype, bits, most
+):
     there = as_in_file(GPT.load(char).params)
     monkeypatch.setattr(microgpt, "MOST_PARAMETERS", most)
     for name in ("wte.weight", "h.0.mlp.c_proj.weight", "ln_f.bias"):
         tensors = {n: (dtype, shape, pack(dtype, x)) for n, (shape, x) in there.items()}
-        raw = tensors[name][2][:-SIZES[dtype]] + bits.to_bytes(SIZES[dtype], "little")
+        raw = tensors[name][2][: -SIZES[dtype]] + bits.to_bytes(SIZES[dtype], "little")
         tensors[name] = (*tensors[name][:2], raw)
         write_tensors(char / "model.safetensors", tensors)
         assert name in spoiled_model(char)
@@ -943,9 +1351,17 @@ def test_numbers_that_are_none_are_refused_by_the_name_of_their_tensor(
 
 # --- hostile: tokenizers --------------------------------------------------------------------------
 
-def vocab_of(whole): return whole["model"]["vocab"]
-def without_end(whole): return vocab_of(whole).pop(END), whole.update(added_tokens=[])
-def renamed(whole, old, new): vocab_of(whole)[new] = vocab_of(whole).pop(old)
+
+def vocab_of(whole):
+    return whole["model"]["vocab"]
+
+
+def without_end(whole):
+    return vocab_of(whole).pop(END), whole.update(added_tokens=[])
+
+
+def renamed(whole, old, new):
+    vocab_of(whole)[new] = vocab_of(whole).pop(old)
 
 
 WHOLES = {
@@ -958,16 +1374,28 @@ WHOLES = {
     "normalizer": lambda whole: whole.update(normalizer={"type": "Lowercase"}),
     "normalizer a text": lambda whole: whole.update(normalizer="NFC"),
     "Whitespace": lambda whole: whole.update(pre_tokenizer={"type": "Whitespace"}),
-    "Sequence": lambda whole: whole.update(pre_tokenizer={"type": "Sequence", "pretokenizers": []}),
+    "Sequence": lambda whole: whole.update(
+        pre_tokenizer={"type": "Sequence", "pretokenizers": []}
+    ),
     "add_prefix_space": lambda whole: whole.update(
-        pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}),
-    "no add_prefix_space": lambda whole: whole.update(pre_tokenizer={"type": "ByteLevel"}),
-    "no regex": lambda whole: whole.update(pre_tokenizer={
-        "type": "ByteLevel", "add_prefix_space": False, "use_regex": False}),
+        pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}
+    ),
+    "no add_prefix_space": lambda whole: whole.update(
+        pre_tokenizer={"type": "ByteLevel"}
+    ),
+    "no regex": lambda whole: whole.update(
+        pre_tokenizer={
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "use_regex": False,
+        }
+    ),
     "pre_tokenizer a text": lambda whole: whole.update(pre_tokenizer="ByteLevel"),
     "pre_tokenizer true": lambda whole: whole.update(pre_tokenizer=True),
     "vocab a list": lambda whole: whole["model"].update(vocab=list(vocab_of(whole))),
-    "vocab pairs": lambda whole: whole["model"].update(vocab=list(vocab_of(whole).items())),
+    "vocab pairs": lambda whole: whole["model"].update(
+        vocab=list(vocab_of(whole).items())
+    ),
     "vocab null": lambda whole: whole["model"].update(vocab=None),
     "vocab empty": lambda whole: whole["model"].update(vocab={}),
     "no vocab": lambda whole: whole["model"].pop("vocab"),
@@ -979,18 +1407,24 @@ WHOLES = {
     "added tokens a dict": lambda whole: whole.update(added_tokens={END: 3}),
     "added tokens texts": lambda whole: whole.update(added_tokens=[END]),
     "added token without id": lambda whole: whole["added_tokens"][0].pop("id"),
-    "added token without content": lambda whole: whole["added_tokens"][0].pop("content"),
+    "added token without content": lambda whole: whole["added_tokens"][0].pop(
+        "content"
+    ),
     "added token null": lambda whole: whole["added_tokens"][0].update(content=None),
     "added token a list": lambda whole: whole["added_tokens"][0].update(content=[END]),
     "added token elsewhere": lambda whole: whole["added_tokens"][0].update(id=0),
-    "added token far off": lambda whole: whole["added_tokens"][0].update(id=10 ** 9),
+    "added token far off": lambda whole: whole["added_tokens"][0].update(id=10**9),
     "added token of no text": lambda whole: whole["added_tokens"].append(
-        {"content": "", "id": len(vocab_of(whole))}),
-    "one more added token": lambda whole: (
-        whole["added_tokens"].append({"content": "ba", "id": len(vocab_of(whole))})),
+        {"content": "", "id": len(vocab_of(whole))}
+    ),
+    "one more added token": lambda whole: whole["added_tokens"].append(
+        {"content": "ba", "id": len(vocab_of(whole))}
+    ),
     "no end": without_end,
-    "end renamed": lambda whole: (renamed(whole, END, "<|end|>"),
-                                  whole["added_tokens"][0].update(content="<|end|>")),
+    "end renamed": lambda whole: (
+        renamed(whole, END, "<|end|>"),
+        whole["added_tokens"][0].update(content="<|end|>"),
+    ),
     "a gap": lambda whole: vocab_of(whole).update(a=len(vocab_of(whole))),
     "twice": lambda whole: vocab_of(whole).update(a=vocab_of(whole)["b"]),
     "negative": lambda whole: vocab_of(whole).update(a=-1),
@@ -1000,14 +1434,18 @@ WHOLES = {
     "null": lambda whole: vocab_of(whole).update(a=None),
     "NaN": lambda whole: vocab_of(whole).update(a=NAN),
     "false": lambda whole: vocab_of(whole).update(
-        {token: False for token, i in vocab_of(whole).items() if i == 0}),
+        {token: False for token, i in vocab_of(whole).items() if i == 0}
+    ),
     "true": lambda whole: vocab_of(whole).update(
-        {token: True for token, i in vocab_of(whole).items() if i == 1}),
-    "huge": lambda whole: vocab_of(whole).update(a=10 ** 30),
+        {token: True for token, i in vocab_of(whole).items() if i == 1}
+    ),
+    "huge": lambda whole: vocab_of(whole).update(a=10**30),
     "merge of unknown tokens": lambda whole: whole["model"].update(merges=["x zzz"]),
     "merge into an unknown token": lambda whole: whole["model"].update(merges=["z z"]),
     "merge of three": lambda whole: whole["model"].update(merges=["a b a"]),
-    "merge of three listed": lambda whole: whole["model"].update(merges=[["a", "b", "a"]]),
+    "merge of three listed": lambda whole: whole["model"].update(
+        merges=[["a", "b", "a"]]
+    ),
     "merge of one": lambda whole: whole["model"].update(merges=["a"]),
     "merge of nothing": lambda whole: whole["model"].update(merges=[""]),
     "merge of none": lambda whole: whole["model"].update(merges=[[]]),
@@ -1017,7 +1455,7 @@ WHOLES = {
     "merge of lists": lambda whole: whole["model"].update(merges=[[["a"], ["b"]]]),
     "merge a dict": lambda whole: whole["model"].update(merges=[{"a": 1}]),
     "merge of a line": lambda whole: whole["model"].update(merges=["a\n\ud800 b"]),
-    "a long merge": lambda whole: whole["model"].update(merges=["a" * 10 ** 5]),
+    "a long merge": lambda whole: whole["model"].update(merges=["a" * 10**5]),
 }
 
 
@@ -1025,15 +1463,17 @@ WHOLES = {
 @pytest.mark.parametrize("edit", WHOLES.values(), ids=WHOLES)
 def test_a_tokenizer_that_is_not_sound_is_refused(originals, tmp_path, kind, edit):
     shutil.copytree(originals[kind], tmp_path / "tokens")
-    (tmp_path / "tokens" / "config.json").unlink()      # that could only hide a flaw
+    (tmp_path / "tokens" / "config.json").unlink()  # that could only hide a flaw
     assert load_tokenizer(tmp_path / "tokens")
     change_json(tmp_path / "tokens" / "tokenizer.json", edit)
     spoiled_tokenizer(tmp_path / "tokens")
 
 
-def test_a_tokenizer_that_lacks_a_letter_of_the_training_is_named_with_its_directory(char):
+def test_a_tokenizer_that_lacks_a_letter_of_the_training_is_named_with_its_directory(
+    char,
+):
     change_json(char / "tokenizer.json", lambda whole: renamed(whole, "a", "0"))
-    assert load_tokenizer(char)                         # sound by itself
+    assert load_tokenizer(char)  # sound by itself
     with pytest.raises(ValueError, match="'a' is not among") as caught:
         Trainer.load(char, DOCUMENTS)
     sound(caught.value, char)
@@ -1043,39 +1483,69 @@ def test_a_tokenizer_that_lacks_a_letter_of_the_training_is_named_with_its_direc
 def test_an_older_tokenizer_does_not_say_that_it_is_a_bpe(originals, tmp_path, kind):
     """The tokenizers library reads it, too, as what it is."""
     shutil.copytree(originals[kind], tmp_path / "tokens")
-    change_json(tmp_path / "tokens" / "tokenizer.json", lambda whole: whole["model"].pop("type"))
-    assert load_tokenizer(tmp_path / "tokens").vocab == load_tokenizer(originals[kind]).vocab
+    change_json(
+        tmp_path / "tokens" / "tokenizer.json", lambda whole: whole["model"].pop("type")
+    )
+    assert (
+        load_tokenizer(tmp_path / "tokens").vocab
+        == load_tokenizer(originals[kind]).vocab
+    )
 
 
-@pytest.mark.parametrize("edit", [
-    lambda whole: renamed(whole, "a", "aa"), lambda whole: renamed(whole, "a", ""),
-    lambda whole: vocab_of(whole).update(a=1, b=0),
-    lambda whole: whole["model"].update(merges=["a b"]),
-    lambda whole: whole.update(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False})],
-    ids=["two characters", "no character", "not sorted", "merges", "not all bytes"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda whole: renamed(whole, "a", "aa"),
+        lambda whole: renamed(whole, "a", ""),
+        lambda whole: vocab_of(whole).update(a=1, b=0),
+        lambda whole: whole["model"].update(merges=["a b"]),
+        lambda whole: whole.update(
+            pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False}
+        ),
+    ],
+    ids=["two characters", "no character", "not sorted", "merges", "not all bytes"],
+)
 def test_characters_that_are_none_are_refused(char, edit):
     (char / "config.json").unlink()
     change_json(char / "tokenizer.json", edit)
     spoiled_tokenizer(char)
 
 
-@pytest.mark.parametrize("edit", [
-    lambda whole: renamed(whole, "z", "☃"), lambda whole: renamed(whole, "z", "z☃"),
-    lambda whole: renamed(whole, "z", " "), lambda whole: renamed(whole, "z", "zz"),
-    lambda whole: renamed(whole, "z", ""), lambda whole: renamed(whole, "z", "\ud800"),
-    lambda whole: renamed(whole, "a", "aa")],
-    ids=["snowman", "snowman within", "space", "byte missing", "no text", "surrogate",
-         "byte of merges missing"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda whole: renamed(whole, "z", "☃"),
+        lambda whole: renamed(whole, "z", "z☃"),
+        lambda whole: renamed(whole, "z", " "),
+        lambda whole: renamed(whole, "z", "zz"),
+        lambda whole: renamed(whole, "z", ""),
+        lambda whole: renamed(whole, "z", "\ud800"),
+        lambda whole: renamed(whole, "a", "aa"),
+    ],
+    ids=[
+        "snowman",
+        "snowman within",
+        "space",
+        "byte missing",
+        "no text",
+        "surrogate",
+        "byte of merges missing",
+    ],
+)
 def test_tokens_that_are_not_made_of_all_the_bytes_are_refused(bpe, edit):
     (bpe / "config.json").unlink()
     change_json(bpe / "tokenizer.json", edit)
     spoiled_tokenizer(bpe)
 
 
-def test_an_end_that_is_not_among_the_added_tokens_is_refused_or_read_as_one_token(bpe, char):
+def test_an_end_that_is_not_among_the_added_tokens_is_refused_or_read_as_one_token(
+    bpe, char
+):
     for directory in bpe, char:
         before = load_tokenizer(directory)
-        change_json(directory / "tokenizer.json", lambda whole: whole.update(added_tokens=[]))
+        change_json(
+            directory / "tokenizer.json", lambda whole: whole.update(added_tokens=[])
+        )
         try:
             loaded = load_tokenizer(directory)
         except ValueError as error:
@@ -1091,9 +1561,21 @@ def test_an_older_vocabulary_that_is_none_is_refused(bpe, vocab):
     spoiled_tokenizer(bpe, "vocab.json")
 
 
-@pytest.mark.parametrize("lines", [
-    b"\xff\xfe", b"a b\n\xc3", b"a b c", b"ab", b"x zzz", b"a b\r\na", b"a\tb", b"a  b", b"\0"],
-    ids=str)
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"\xff\xfe",
+        b"a b\n\xc3",
+        b"a b c",
+        b"ab",
+        b"x zzz",
+        b"a b\r\na",
+        b"a\tb",
+        b"a  b",
+        b"\0",
+    ],
+    ids=str,
+)
 def test_older_merges_that_are_none_are_refused(bpe, lines):
     as_gpt2(bpe, load_tokenizer(bpe).vocab, [])
     (bpe / "merges.txt").write_bytes(lines)
@@ -1116,21 +1598,58 @@ def test_a_vocabulary_of_another_size_than_the_models_is_refused(char, bpe):
 
 def test_a_tokenizer_that_lacks_a_documents_characters_is_refused(char):
     (char / "tokenizer.json").write_text(
-        (char / "tokenizer.json").read_text().replace('"a"', '"A"'))
+        (char / "tokenizer.json").read_text().replace('"a"', '"A"')
+    )
     refused(lambda: Trainer.load(char, DOCUMENTS), "'a' is not among the")
 
 
 # --- hostile: trainings ---------------------------------------------------------------------------
 
-@pytest.mark.parametrize("change", [
-    {"engine": []}, {"engine": ["tensor"]}, {"engine": "gpu"}, {"engine": None}, {"engine": {}},
-    {"steps": "4"}, {"steps": 4.0}, {"steps": True}, {"steps": 0}, {"steps": None}, {"steps": []},
-    {"batch_size": "2"}, {"batch_size": 0}, {"batch_size": 10 ** 30}, {"workers": 0},
-    {"workers": 3}, {"workers": "1"}, {"lr": "fast"}, {"lr": NAN}, {"lr": INFINITY}, {"lr": -1},
-    {"lr": [0.1]}, {"seed": 1.5}, {"seed": "7"}, {"seed": None}, {"seed": NAN}, {"clip": {}},
-    {"val_fraction": 1.0}, {"val_fraction": -0.1}, {"eval_every": -1}, {"speed": 7}, {"": 0},
-    {"self": 0}, {"config": 0}, {"a\nb": 0}, {"\ud800": 0}, {"\x1b[31m": 0}, {"x" * 9999: 0}],
-    ids=lambda x: ascii(x)[:30])
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"engine": []},
+        {"engine": ["tensor"]},
+        {"engine": "gpu"},
+        {"engine": None},
+        {"engine": {}},
+        {"steps": "4"},
+        {"steps": 4.0},
+        {"steps": True},
+        {"steps": 0},
+        {"steps": None},
+        {"steps": []},
+        {"batch_size": "2"},
+        {"batch_size": 0},
+        {"batch_size": 10**30},
+        {"workers": 0},
+        {"workers": 3},
+        {"workers": "1"},
+        {"lr": "fast"},
+        {"lr": NAN},
+        {"lr": INFINITY},
+        {"lr": -1},
+        {"lr": [0.1]},
+        {"seed": 1.5},
+        {"seed": "7"},
+        {"seed": None},
+        {"seed": NAN},
+        {"clip": {}},
+        {"val_fraction": 1.0},
+        {"val_fraction": -0.1},
+        {"eval_every": -1},
+        {"speed": 7},
+        {"": 0},
+        {"self": 0},
+        {"config": 0},
+        {"a\nb": 0},
+        {"\ud800": 0},
+        {"\x1b[31m": 0},
+        {"x" * 9999: 0},
+    ],
+    ids=lambda x: ascii(x)[:30],
+)
 def test_a_training_configured_to_what_cannot_be_is_refused(char, change):
     header, _ = parts(char / "trainer.safetensors")
     config = {**json.loads(header["__metadata__"]["config"]), **change}
@@ -1138,9 +1657,29 @@ def test_a_training_configured_to_what_cannot_be_is_refused(char, change):
     spoiled_trainer(char)
 
 
-@pytest.mark.parametrize("config", [
-    "", "x", "[]", "7", "null", "{", '"text"', "NaN", '[["steps", 4]]', "\n", "[" * DEEP,
-    '{"steps": 4, "steps": 5}', 7, True, [], {}, {"steps": 4}], ids=lambda x: ascii(x)[:30])
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "x",
+        "[]",
+        "7",
+        "null",
+        "{",
+        '"text"',
+        "NaN",
+        '[["steps", 4]]',
+        "\n",
+        "[" * DEEP,
+        '{"steps": 4, "steps": 5}',
+        7,
+        True,
+        [],
+        {},
+        {"steps": 4},
+    ],
+    ids=lambda x: ascii(x)[:30],
+)
 def test_a_training_without_a_configuration_is_refused(char, config):
     change_metadata(char / "trainer.safetensors", config=config)
     spoiled_trainer(char)
@@ -1160,15 +1699,45 @@ def test_a_training_of_other_documents_is_refused(char, documents):
     refused(lambda: Trainer.load(char, DOCUMENTS), "trainer.safetensors", char)
 
 
-@pytest.mark.parametrize("documents", [DOCUMENTS[:-1], DOCUMENTS[::-1], [*DOCUMENTS, "a"],
-                                       ["ab"], [], ["xyz", "a"]], ids=str)
+@pytest.mark.parametrize(
+    "documents",
+    [DOCUMENTS[:-1], DOCUMENTS[::-1], [*DOCUMENTS, "a"], ["ab"], [], ["xyz", "a"]],
+    ids=str,
+)
 def test_a_training_does_not_go_on_with_other_documents(char, documents):
-    refused(lambda: Trainer.load(char, documents), char, "is not among the", "single document")
+    refused(
+        lambda: Trainer.load(char, documents),
+        char,
+        "is not among the",
+        "single document",
+    )
 
 
-@pytest.mark.parametrize("step", [
-    "x", "-1", "", "2.0", "\n", "0x2", "1e3", "--2", "NaN", "9" * 9999, [], [2], {}, INFINITY,
-    -INFINITY, NAN, 1.5, -1, True], ids=lambda x: ascii(x)[:20])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "x",
+        "-1",
+        "",
+        "2.0",
+        "\n",
+        "0x2",
+        "1e3",
+        "--2",
+        "NaN",
+        "9" * 9999,
+        [],
+        [2],
+        {},
+        INFINITY,
+        -INFINITY,
+        NAN,
+        1.5,
+        -1,
+        True,
+    ],
+    ids=lambda x: ascii(x)[:20],
+)
 def test_a_step_that_is_none_is_refused_though_both_files_say_so(char, step):
     for name in "model.safetensors", "trainer.safetensors":
         change_metadata(char / name, step=step)
@@ -1182,7 +1751,9 @@ def test_a_step_that_is_not_the_models_is_refused(char, name, step):
     spoiled_trainer(char)
 
 
-@pytest.mark.parametrize("metadata", [None, [], {}, 7, "step", True, [["step", "2"]]], ids=str)
+@pytest.mark.parametrize(
+    "metadata", [None, [], {}, 7, "step", True, [["step", "2"]]], ids=str
+)
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer.safetensors"])
 def test_metadata_that_are_none_are_refused(char, name, metadata):
     change_header(char / name, lambda header: header.update(__metadata__=metadata))
@@ -1190,45 +1761,69 @@ def test_metadata_that_are_none_are_refused(char, name, metadata):
 
 
 def test_no_metadata_at_all_are_refused(char):
-    change_header(char / "trainer.safetensors", lambda header: header.pop("__metadata__"))
+    change_header(
+        char / "trainer.safetensors", lambda header: header.pop("__metadata__")
+    )
     spoiled_trainer(char)
 
 
-@pytest.mark.parametrize("edit", [
-    lambda header: header.update({"m.x": header["m.ln_f.bias"]}),
-    lambda header: header["m.ln_f.bias"].update(shape=[5]),
-    lambda header: header["v.ln_f.bias"].update(dtype="F16"),
-    lambda header: header.update({"ln_f.bias": header.pop("m.ln_f.bias")})],
-    ids=["twice", "shape", "dtype", "name"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda header: header.update({"m.x": header["m.ln_f.bias"]}),
+        lambda header: header["m.ln_f.bias"].update(shape=[5]),
+        lambda header: header["v.ln_f.bias"].update(dtype="F16"),
+        lambda header: header.update({"ln_f.bias": header.pop("m.ln_f.bias")}),
+    ],
+    ids=["twice", "shape", "dtype", "name"],
+)
 def test_averages_that_do_not_fit_the_model_are_refused(char, edit):
     change_header(char / "trainer.safetensors", edit)
     spoiled_trainer(char)
 
 
-@pytest.mark.parametrize("name, number", [
-    ("m.ln_f.bias", NAN), ("v.ln_f.bias", INFINITY), ("v.ln_f.bias", -1.0)])
+@pytest.mark.parametrize(
+    "name, number",
+    [("m.ln_f.bias", NAN), ("v.ln_f.bias", INFINITY), ("v.ln_f.bias", -1.0)],
+)
 def test_averages_that_cannot_be_are_refused(char, name, number):
     header, data = parts(char / "trainer.safetensors")
     start = header[name]["data_offsets"][0]
-    put(char / "trainer.safetensors", header,
-        data[:start] + struct.pack("<d", number) + data[start + 8:])
-    assert name in refused(lambda: Trainer.load(char, DOCUMENTS), "trainer.safetensors", char)
+    put(
+        char / "trainer.safetensors",
+        header,
+        data[:start] + struct.pack("<d", number) + data[start + 8 :],
+    )
+    assert name in refused(
+        lambda: Trainer.load(char, DOCUMENTS), "trainer.safetensors", char
+    )
 
 
 # --- hostile: whatever comes ----------------------------------------------------------------------
+
 
 def edit_bytes(raw, kind, place, extra):
     """Raw bytes, a little spoiled."""
     place %= len(raw) + 1
     n = 0 if kind == "insert" else len(extra)
-    return {"cut": raw[:place], "flip": raw[:place] + bytes(
-        a ^ b for a, b in zip(raw[place:place + n], extra)) + raw[place + n:],
-        "delete": raw[:place] + raw[place + n:]}.get(kind, raw[:place] + extra + raw[place + n:])
+    return {
+        "cut": raw[:place],
+        "flip": raw[:place]
+        + bytes(a ^ b for a, b in zip(raw[place : place + n], extra))
+        + raw[place + n :],
+        "delete": raw[:place] + raw[place + n :],
+    }.get(kind, raw[:place] + extra + raw[place + n :])
 
 
 def nodes(x, path=()):
     """The paths to everything in a JSON value."""
-    below = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list) else ()
+    below = (
+        x.items()
+        if isinstance(x, dict)
+        else enumerate(x)
+        if isinstance(x, list)
+        else ()
+    )
     return [path, *(found for key, y in below for found in nodes(y, (*path, key)))]
 
 
@@ -1263,8 +1858,14 @@ def edit_json(name, raw, *edit):
     stop = 8 + struct.unpack("<Q", raw[:8])[0]
     header = json.loads(raw[8:stop])
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    if isinstance(metadata, dict) and isinstance(metadata.get("config"), str) and edit[1] % 2:
-        metadata["config"] = json.dumps(edit_value(json.loads(metadata["config"]), *edit))
+    if (
+        isinstance(metadata, dict)
+        and isinstance(metadata.get("config"), str)
+        and edit[1] % 2
+    ):
+        metadata["config"] = json.dumps(
+            edit_value(json.loads(metadata["config"]), *edit)
+        )
     else:
         header = edit_value(header, *edit)
     text = json.dumps(header).encode()
@@ -1277,7 +1878,11 @@ def survives(files):
         for name, raw in files.items():
             with open(os.path.join(directory, name), "wb") as file:
                 file.write(raw)
-        for load in (GPT.load, load_tokenizer, lambda path: Trainer.load(path, DOCUMENTS)):
+        for load in (
+            GPT.load,
+            load_tokenizer,
+            lambda path: Trainer.load(path, DOCUMENTS),
+        ):
             try:
                 loaded = load(directory)
             except (ValueError, OSError) as error:
@@ -1290,18 +1895,42 @@ def survives(files):
 
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "trainer.safetensors"]
-PLACES = st.integers(0, 10 ** 5)
-KEYS = st.one_of(st.text(max_size=3), st.sampled_from([END, "a", "aa", "n_inner", "step", "ln_f"]))
-VALUES = st.recursive(st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 40), st.integers(), st.floats(), st.text(max_size=3),
-    st.sampled_from([10 ** 30, "F32", "BF16", "BPE", END, "transformer.ln_f.bias", "1", "tensor"])),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
-    max_leaves=4)
-BYTE_EDITS = st.tuples(st.sampled_from(["flip", "insert", "delete", "replace", "cut"]), PLACES,
-                       st.one_of(st.binary(min_size=1, max_size=4),
-                                 st.sampled_from([b"\"", b"{", b"1", b"-", b"e9", b"\\u"])))
-JSON_EDITS = st.tuples(st.sampled_from(["replace", "copy", "delete", "rename"]), PLACES, PLACES,
-                       VALUES, KEYS)
+PLACES = st.integers(0, 10**5)
+KEYS = st.one_of(
+    st.text(max_size=3), st.sampled_from([END, "a", "aa", "n_inner", "step", "ln_f"])
+)
+VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-3, 40),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=3),
+        st.sampled_from(
+            [10**30, "F32", "BF16", "BPE", END, "transformer.ln_f.bias", "1", "tensor"]
+        ),
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+BYTE_EDITS = st.tuples(
+    st.sampled_from(["flip", "insert", "delete", "replace", "cut"]),
+    PLACES,
+    st.one_of(
+        st.binary(min_size=1, max_size=4),
+        st.sampled_from([b'"', b"{", b"1", b"-", b"e9", b"\\u"]),
+    ),
+)
+JSON_EDITS = st.tuples(
+    st.sampled_from(["replace", "copy", "delete", "rename"]),
+    PLACES,
+    PLACES,
+    VALUES,
+    KEYS,
+)
 
 
 def contents(directory):
@@ -1326,7 +1955,7 @@ def test_any_json_is_loaded_or_refused(originals, kind, edits):
     for name, edit in edits:
         try:
             files[name] = edit_json(name, files[name], *edit)
-        except (ValueError, TypeError):     # the edit before has left nothing to edit
+        except (ValueError, TypeError):  # the edit before has left nothing to edit
             pass
     survives(files)
 

@@ -15,8 +15,18 @@ import microgpt
 
 SCRIPT = os.path.abspath(microgpt.__file__)
 NAMES = "ada bob cleo dan eve fay gus hal ida joe kim leo mia ned oda pam ray sue tom una".split()
-TINY = ("names.txt", "--steps", "3", "--samples", "2", "--n-embd", "8", "--batch-size", "2")
-LONG = TINY + ("--steps", "2000", "--n-embd", "4")      # shows a line every 200 steps
+TINY = (
+    "names.txt",
+    "--steps",
+    "3",
+    "--samples",
+    "2",
+    "--n-embd",
+    "8",
+    "--batch-size",
+    "2",
+)
+LONG = TINY + ("--steps", "2000", "--n-embd", "4")  # shows a line every 200 steps
 ENV = {name: x for name, x in os.environ.items() if not name.startswith("PYTHON")}
 ENV["PYTHONIOENCODING"] = "utf-8"
 
@@ -32,15 +42,28 @@ def folder(tmp_path, monkeypatch):
 
 
 def command(*args, script=SCRIPT, **options):
-    return subprocess.run([sys.executable, script, *args], capture_output=True, env=ENV,
-                          encoding="utf-8", timeout=300, **options)
+    return subprocess.run(
+        [sys.executable, script, *args],
+        capture_output=True,
+        env=ENV,
+        encoding="utf-8",
+        timeout=300,
+        **options,
+    )
 
 
 def start(*args, **options):
-    if os.name == "posix":      # take Ctrl-C, even if the tests run in the background and do not
+    if (
+        os.name == "posix"
+    ):  # take Ctrl-C, even if the tests run in the background and do not
         options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen([sys.executable, SCRIPT, *args], stderr=subprocess.PIPE, env=ENV,
-                            encoding="utf-8", **options)
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, *args],
+        stderr=subprocess.PIPE,
+        env=ENV,
+        encoding="utf-8",
+        **options,
+    )
 
 
 def wait_for_a_step(child):
@@ -54,7 +77,11 @@ def works(*args):
 
 
 def is_one_line(error):
-    return len(error.splitlines()) == 1 and error.startswith("microgpt: ") and error.endswith("\n")
+    return (
+        len(error.splitlines()) == 1
+        and error.startswith("microgpt: ")
+        and error.endswith("\n")
+    )
 
 
 def says_one_line(result, *words):
@@ -86,14 +113,16 @@ def test_without_a_file_it_learns_from_the_bundled_names():
 
 def test_it_says_what_it_does_and_what_came_of_it():
     output = works(*TINY)
-    for line in (r"documents +names\.txt\b.*\b20\b.*\b2\b.* held out",
-                 r"\w+ .*: abcdefghijklmnoprstuvy\b.*",
-                 r"model .*\bn_embd 8\b.*",
-                 r"training +3 steps of 2 windows\b.*",
-                 r"step 3/3  loss \d\.\d{3} .*",
-                 r" +\d\.\d{3} held out, \d\.\d{3} in training",
-                 r" +knows nothing +3\.135 .*",                         # that is log(23)
-                 r"It is .*\."):
+    for line in (
+        r"documents +names\.txt\b.*\b20\b.*\b2\b.* held out",
+        r"\w+ .*: abcdefghijklmnoprstuvy\b.*",
+        r"model .*\bn_embd 8\b.*",
+        r"training +3 steps of 2 windows\b.*",
+        r"step 3/3  loss \d\.\d{3} .*",
+        r" +\d\.\d{3} held out, \d\.\d{3} in training",
+        r" +knows nothing +3\.135 .*",  # that is log(23)
+        r"It is .*\.",
+    ):
         assert re.search(f"^{line}$", output, re.MULTILINE), line
     assert len(samples(output)) == 2
 
@@ -101,14 +130,18 @@ def test_it_says_what_it_does_and_what_came_of_it():
 def test_samples_are_marked_new_or_in_training():
     trained, held_out = microgpt.split_documents(NAMES, seed=42)
     assert "ada" in trained and held_out
-    marked = samples(works(*TINY, "--samples", "200", "--max-tokens", "1", "--prompt", "ad"))
+    marked = samples(
+        works(*TINY, "--samples", "200", "--max-tokens", "1", "--prompt", "ad")
+    )
     assert len(marked) == 200 and {mark for _, mark in marked} == {"new", "in training"}
     for text, mark in marked:
         assert text.startswith("ad") and (mark == "in training") == (text in trained)
 
 
 def test_eval_every_shows_the_held_out_loss_during_training():
-    assert re.search(r"^step 2/3 .*  held out \d\.\d+", works(*TINY, "--eval-every", "2"), re.M)
+    assert re.search(
+        r"^step 2/3 .*  held out \d\.\d+", works(*TINY, "--eval-every", "2"), re.M
+    )
 
 
 def test_the_word_train_may_come_first():
@@ -127,7 +160,8 @@ def test_no_samples_are_no_error():
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others():
     def loss_and_samples(*args):
         output = works(*TINY, *args)
-        return output[output.index("\nloss "):]
+        return output[output.index("\nloss ") :]
+
     assert loss_and_samples() == loss_and_samples() != loss_and_samples("--seed", "1")
     assert works(*TINY, "--quiet") == works(*TINY, "--quiet")
 
@@ -137,25 +171,44 @@ def test_engines_and_workers_give_the_same_losses_and_samples(option):
     def results(*args):
         output = works(*TINY, "--eval-every", "1", *args)
         return re.findall(r"\b\d+\.\d{3}\b", output), samples(output)
+
     assert results(*option) == results()
-    assert len(results()[0]) >= 3 * 2 + 3           # two losses a step, three in the end
+    assert len(results()[0]) >= 3 * 2 + 3  # two losses a step, three in the end
 
 
 def test_the_seed_also_decides_the_initial_parameters():
-    def loss(seed):             # before any training, of all the documents, whatever their order
-        output = works(*TINY, "--lr", "0", "--val-fraction", "0", "--batch-size", "20", "--steps",
-                       "1", "--samples", "0", "--seed", seed)
+    def loss(seed):  # before any training, of all the documents, whatever their order
+        output = works(
+            *TINY,
+            "--lr",
+            "0",
+            "--val-fraction",
+            "0",
+            "--batch-size",
+            "20",
+            "--steps",
+            "1",
+            "--samples",
+            "0",
+            "--seed",
+            seed,
+        )
         return re.search(r"step 1/1  loss (\S+)", output)[1]
+
     assert loss("1") == loss("1") != loss("2")
 
 
 def test_max_tokens_bounds_the_length_of_samples():
-    output = works(*TINY, "--max-tokens", "2", "--samples", "20", "--temperature", "5", "--quiet")
+    output = works(
+        *TINY, "--max-tokens", "2", "--samples", "20", "--temperature", "5", "--quiet"
+    )
     assert max(map(len, output.splitlines())) == 2
 
 
 def test_temperature_0_writes_the_same_again_and_again():
-    output = works(*TINY, "--temperature", "0", "--quiet", "--prompt", "a", "--samples", "4")
+    output = works(
+        *TINY, "--temperature", "0", "--quiet", "--prompt", "a", "--samples", "4"
+    )
     assert len(output.splitlines()) == 4 and len(set(output.splitlines())) == 1
 
 
@@ -166,11 +219,16 @@ def test_val_fraction_0_learns_from_a_single_document(folder):
 
 
 def test_learning_rates_too_high_for_the_model_still_end_in_order():
-    assert len(samples(works(*TINY, "--lr", "100", "--clip", "0", "--warmup", "0"))) == 2
+    assert (
+        len(samples(works(*TINY, "--lr", "100", "--clip", "0", "--warmup", "0"))) == 2
+    )
 
 
 def test_help_lists_every_field_of_the_configs():
-    names = {**microgpt.Config.__dataclass_fields__, **microgpt.TrainConfig.__dataclass_fields__}
+    names = {
+        **microgpt.Config.__dataclass_fields__,
+        **microgpt.TrainConfig.__dataclass_fields__,
+    }
     output = works("--help")
     for name in set(names) - {"vocab_size"}:
         assert f" --{name.replace('_', '-')} " in output
@@ -180,24 +238,44 @@ def test_help_has_80_columns_at_most():
     assert max(map(len, works("--help").splitlines())) <= 80
 
 
-@pytest.mark.parametrize("size", [(), ("--n-embd", "64", "--n-layer", "2", "--block-size", "512")])
+@pytest.mark.parametrize(
+    "size", [(), ("--n-embd", "64", "--n-layer", "2", "--block-size", "512")]
+)
 def test_output_has_80_columns_at_most(folder, size):
     (folder / "wide.txt").write_text("\n".join(map(chr, range(33, 127))))
-    output = works("wide.txt", "--steps", "2", "--samples", "2", "--max-tokens", "20",
-                   "--batch-size", "1", "--eval-every", "1", *size)
+    output = works(
+        "wide.txt",
+        "--steps",
+        "2",
+        "--samples",
+        "2",
+        "--max-tokens",
+        "20",
+        "--batch-size",
+        "1",
+        "--eval-every",
+        "1",
+        *size,
+    )
     assert [line for line in output.splitlines() if len(line) > 80] == []
 
 
 def test_on_a_pipe_there_are_plain_lines():
     output = subprocess.check_output([sys.executable, SCRIPT, *TINY], env=ENV)
-    assert b"\r" not in output.replace(os.linesep.encode(), b"\n") and b"\x1b" not in output
+    assert (
+        b"\r" not in output.replace(os.linesep.encode(), b"\n")
+        and b"\x1b" not in output
+    )
 
 
 @pytest.mark.parametrize("data", ["søren\nzoë\n東京\n🙂\n", "a\u2028b\nc\x0bd\n"])
 def test_ascii_terminals_get_escapes_for_other_letters(folder, data):
     (folder / "data.txt").write_text(data, encoding="utf-8")
-    result = subprocess.run([sys.executable, SCRIPT, "data.txt", "--steps", "2", "--samples", "9"],
-                            env={**ENV, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    result = subprocess.run(
+        [sys.executable, SCRIPT, "data.txt", "--steps", "2", "--samples", "9"],
+        env={**ENV, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
     assert (result.returncode, result.stderr) == (0, b"")
     assert b"\\u" in result.stdout and max(result.stdout) < 128
 
@@ -215,7 +293,7 @@ def on_terminal(*args, until=None):
     while more:
         try:
             more = os.read(master, 10000)
-        except OSError:                 # what Linux says when the other end is closed
+        except OSError:  # what Linux says when the other end is closed
             more = b""
         output += more
         if until and until in output:
@@ -241,20 +319,38 @@ def test_ctrl_c_on_a_terminal_ends_the_training_and_starts_the_writing():
 @posix
 def test_the_live_line_is_cut_to_80_columns():
     # Training is so wild that the losses have many digits.
-    output = on_terminal(*LONG, "--steps", "200000", "--eval-every", "1", "--lr", "100", "--warmup",
-                         "0", "--clip", "0", "--max-tokens", "9", until=b"\r[")
+    output = on_terminal(
+        *LONG,
+        "--steps",
+        "200000",
+        "--eval-every",
+        "1",
+        "--lr",
+        "100",
+        "--warmup",
+        "0",
+        "--clip",
+        "0",
+        "--max-tokens",
+        "9",
+        until=b"\r[",
+    )
     assert max(map(len, re.split(r"[\r\n]+", output))) <= 80
 
 
 @posix
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_ends_the_training_and_starts_the_writing(workers):
-    child = start(*LONG, "--workers", str(workers), stdout=subprocess.PIPE, start_new_session=True)
+    child = start(
+        *LONG, "--workers", str(workers), stdout=subprocess.PIPE, start_new_session=True
+    )
     wait_for_a_step(child)
-    os.killpg(child.pid, signal.SIGINT)             # as a terminal does: to the workers too
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to the workers too
     output, error = child.communicate()
     assert (child.returncode, error) == (0, "")
-    assert re.search(r"^stopped by Ctrl-C after [\d,]+ of 2,000 steps$", output, re.MULTILINE)
+    assert re.search(
+        r"^stopped by Ctrl-C after [\d,]+ of 2,000 steps$", output, re.MULTILINE
+    )
     assert len(samples(output)) == 2
 
 
@@ -291,39 +387,60 @@ def test_a_full_disk_is_one_line(option):
 
 
 def test_what_was_saved_can_write_and_shows_its_tokens():
-    trained = works(*TINY, "--save", "kept", "--temperature", "0", "--prompt", "a", "--quiet")
+    trained = works(
+        *TINY, "--save", "kept", "--temperature", "0", "--prompt", "a", "--quiet"
+    )
     written = works("sample", "kept", "--temperature", "0", "--prompt", "a", "--n", "2")
     assert written == trained and len(written.splitlines()) == 2
     assert works("tokenize", "kept", "ada").split() == (
-        "0 'a' 3 'd' 0 'a' 3 characters, 3 tokens".split())
+        "0 'a' 3 'd' 0 'a' 3 characters, 3 tokens".split()
+    )
 
 
 def test_sample_writes_other_documents_each_time_unless_it_has_a_seed():
     works(*TINY, "--save", "kept")
     first, again, other, fresh, anew = (
         works("sample", "kept", "--n", "9", *seed)
-        for seed in (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], [], []))
+        for seed in (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], [], [])
+    )
     assert first == again and len({first, other, fresh, anew}) == 4
     assert len(works("sample", "kept").splitlines()) == 5
-    assert works("sample", "kept", "--n", "0") == "" == works(
-        "sample", "kept", "--prompt", "", "--n", "0")
+    assert (
+        works("sample", "kept", "--n", "0")
+        == ""
+        == works("sample", "kept", "--prompt", "", "--n", "0")
+    )
     assert max(map(len, works("sample", "kept", "--max-tokens", "2").splitlines())) <= 2
 
 
-@pytest.mark.parametrize("options", [
-    (), ("--tokenizer", "bpe", "--vocab-size", "270"), ("--workers", "2"), ("--eval-every", "2")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--tokenizer", "bpe", "--vocab-size", "270"),
+        ("--workers", "2"),
+        ("--eval-every", "2"),
+    ],
+)
 def test_a_training_that_was_stopped_and_resumed_ends_like_one_that_was_not(options):
     def end(*args):
-        output = works("names.txt", "--samples", "3", "--n-embd", "8", "--batch-size", "3", *args)
-        return output[output.index("\nloss "):]
+        output = works(
+            "names.txt", "--samples", "3", "--n-embd", "8", "--batch-size", "3", *args
+        )
+        return output[output.index("\nloss ") :]
+
     end("--steps", "6", "--warmup", "2", *options, "--save", "whole")
     end("--steps", "4", "--warmup", "2", *options, "--save", "parts")
     # A run of 4 steps that becomes one of 6 has learned at other rates: what is equal is one that
     # is broken off, as here by taking the state after 4 of 6 steps.
     documents = microgpt.load_documents("names.txt")
     model = microgpt.Trainer.load("whole", documents, steps=6)
-    fresh = microgpt.Trainer(microgpt.GPT(model.model.config, seed=42), model.tokenizer, documents,
-                             model.config)
+    fresh = microgpt.Trainer(
+        microgpt.GPT(model.model.config, seed=42),
+        model.tokenizer,
+        documents,
+        model.config,
+    )
     for step in fresh:
         if step.step == 4:
             fresh.save("parts")
@@ -336,21 +453,37 @@ def test_a_training_that_was_stopped_and_resumed_ends_like_one_that_was_not(opti
 
 def test_resume_keeps_what_it_began_with_and_takes_more_steps():
     works(*TINY, "--save", "kept")
-    output = works("names.txt", "--resume", "kept", "--steps", "5", "--save", "on",
-                   "--samples", "0")
-    assert "n_embd 8" in output and "5 steps of 2 windows" in output and "step 4/5" in output
+    output = works(
+        "names.txt",
+        "--resume",
+        "kept",
+        "--steps",
+        "5",
+        "--save",
+        "on",
+        "--samples",
+        "0",
+    )
+    assert (
+        "n_embd 8" in output
+        and "5 steps of 2 windows" in output
+        and "step 4/5" in output
+    )
     assert sorted(os.listdir("kept")) == sorted(os.listdir("on"))
     fails(["names.txt", "--resume", "kept"], "3 steps", "--steps 6")
     fails(["names.txt", "--resume", "on", "--n-embd", "16"], "n_embd", "16", "8")
 
 
-@pytest.mark.parametrize("args, words", [
-    (["--resume", "nowhere"], ["nowhere", "No such file"]),
-    (["--resume", "kept", "--steps", "9", "--seed", "5"], ["seed"]),
-    (["--save", "names.txt"], ["names.txt"]),
-    (["--tokenizer", "words"], ["'words'", "char", "bpe"]),
-    (["--tokenizer", "bpe", "--vocab-size", "256"], ["vocab_size is 256", "257"]),
-])
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--resume", "nowhere"], ["nowhere", "No such file"]),
+        (["--resume", "kept", "--steps", "9", "--seed", "5"], ["seed"]),
+        (["--save", "names.txt"], ["names.txt"]),
+        (["--tokenizer", "words"], ["'words'", "char", "bpe"]),
+        (["--tokenizer", "bpe", "--vocab-size", "256"], ["vocab_size is 256", "257"]),
+    ],
+)
 def test_what_cannot_be_kept_or_resumed_is_one_line(args, words):
     works(*TINY, "--save", "kept")
     fails(["names.txt", *args], *words)
@@ -362,16 +495,21 @@ def test_resuming_with_other_documents_says_so(folder):
     fails(["others.txt", "--resume", "kept", "--steps", "9"], "kept", "other documents")
 
 
-@pytest.mark.parametrize("args, words", [
-    (["sample"], ["sample DIR"]), (["sample", "a", "b"], ["sample DIR"]),
-    (["sample", "nowhere"], ["nowhere", "No such file"]),
-    (["tokenize", "nowhere", "ada"], ["nowhere", "No such file"]),
-    (["tokenize", "kept"], ["tokenize DIR TEXT"]), (["tokenize", "kept", "zoë"], ["'z'"]),
-    (["sample", "kept", "--prompt", "zoë"], ["'z'"]),
-    (["sample", "kept", "--n", "-1"], ["samples is -1"]),
-    (["sample", "kept", "--top-p", "2"], ["top_p is 2"]),
-    (["train", "names.txt", "names.txt"], ["[train] [FILE]"]),
-])
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["sample"], ["sample DIR"]),
+        (["sample", "a", "b"], ["sample DIR"]),
+        (["sample", "nowhere"], ["nowhere", "No such file"]),
+        (["tokenize", "nowhere", "ada"], ["nowhere", "No such file"]),
+        (["tokenize", "kept"], ["tokenize DIR TEXT"]),
+        (["tokenize", "kept", "zoë"], ["'z'"]),
+        (["sample", "kept", "--prompt", "zoë"], ["'z'"]),
+        (["sample", "kept", "--n", "-1"], ["samples is -1"]),
+        (["sample", "kept", "--top-p", "2"], ["top_p is 2"]),
+        (["train", "names.txt", "names.txt"], ["[train] [FILE]"]),
+    ],
+)
 def test_a_command_that_cannot_be_is_one_line(args, words):
     works(*TINY, "--save", "kept")
     fails(args, *words)
@@ -384,15 +522,20 @@ def test_ctrl_c_saves_and_a_resumed_training_goes_on_from_there():
     child.send_signal(signal.SIGINT)
     output, error = child.communicate()
     assert child.returncode == 0 and error == ""
-    steps = int(re.search(r"stopped by Ctrl-C after (\S+) of", output)[1].replace(",", ""))
+    steps = int(
+        re.search(r"stopped by Ctrl-C after (\S+) of", output)[1].replace(",", "")
+    )
     trainer = microgpt.Trainer.load("kept", microgpt.load_documents("names.txt"))
     assert trainer.step == steps < 2000
 
 
 def test_it_saves_every_so_often(monkeypatch, capsys):
     saved, save = [], microgpt.Trainer.save
-    monkeypatch.setattr(microgpt.Trainer, "save",
-                        lambda self, directory: (saved.append(self.step), save(self, directory)))
+    monkeypatch.setattr(
+        microgpt.Trainer,
+        "save",
+        lambda self, directory: (saved.append(self.step), save(self, directory)),
+    )
     monkeypatch.setattr(microgpt, "SAVE_EVERY", -1)
     assert microgpt.main([*TINY, "--save", "kept"]) == 0 and saved == [1, 2, 3]
     monkeypatch.setattr(microgpt, "SAVE_EVERY", 60)
@@ -406,8 +549,10 @@ def test_sample_streams_whole_characters(monkeypatch, folder):
     model.save("kept", tokenizer)
     ids, pieces = tokenizer.encode("\U0001f642é!") + tokenizer.encode("é")[:1], []
     monkeypatch.setattr(microgpt, "stream", lambda *args, **options: iter(ids))
-    monkeypatch.setattr("builtins.print", lambda *words, end="\n", flush: pieces.append(
-        "".join(words) + end))
+    monkeypatch.setattr(
+        "builtins.print",
+        lambda *words, end="\n", flush: pieces.append("".join(words) + end),
+    )
     assert microgpt.main(["sample", "kept", "--n", "1", "--prompt", "a"]) in (0, 1)
     assert pieces[:5] == ["a", "\U0001f642", "é", "!", "\ufffd\n"]
 
@@ -418,8 +563,9 @@ def test_tokenize_alternates_colours_on_a_terminal_only():
     assert "\x1b" not in works("tokenize", "kept", "ada")
     for env, colours in ((ENV, 2), ({**ENV, "NO_COLOR": "1"}, 0)):
         master, slave = pty.openpty()
-        child = subprocess.Popen([sys.executable, SCRIPT, "tokenize", "kept", "adad"], env=env,
-                                 stdout=slave)
+        child = subprocess.Popen(
+            [sys.executable, SCRIPT, "tokenize", "kept", "adad"], env=env, stdout=slave
+        )
         assert child.wait() == 0
         os.close(slave)
         seen = os.read(master, 9999).decode()
@@ -431,16 +577,19 @@ def test_tokenize_alternates_colours_on_a_terminal_only():
 # --- what cannot be -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, raw, words", [
-    ("missing.txt", None, ["No such file"]),
-    (".", None, []),
-    ("empty.txt", b"", ["empty"]),
-    ("blank.txt", b"\n \n", ["empty"]),
-    ("image.bin", b"\x89PNG\r\n\x1a\n\0\0", ["not UTF-8", "line 1"]),
-    ("zeros.bin", b"ada\n\0\0", ["not UTF-8", "line 2"]),
-    ("latin1.txt", "søren".encode("latin-1"), ["not UTF-8", "line 1"]),
-    ("single.txt", b"ada\n", ["single document"]),
-])
+@pytest.mark.parametrize(
+    "name, raw, words",
+    [
+        ("missing.txt", None, ["No such file"]),
+        (".", None, []),
+        ("empty.txt", b"", ["empty"]),
+        ("blank.txt", b"\n \n", ["empty"]),
+        ("image.bin", b"\x89PNG\r\n\x1a\n\0\0", ["not UTF-8", "line 1"]),
+        ("zeros.bin", b"ada\n\0\0", ["not UTF-8", "line 2"]),
+        ("latin1.txt", "søren".encode("latin-1"), ["not UTF-8", "line 1"]),
+        ("single.txt", b"ada\n", ["single document"]),
+    ],
+)
 def test_a_file_that_cannot_be_learned_from_is_one_line(folder, name, raw, words):
     if raw is not None:
         (folder / name).write_bytes(raw)
@@ -453,28 +602,31 @@ def test_an_empty_file_name_is_an_error_and_not_the_bundled_names():
     assert result.stdout == "" and "the output" not in result.stderr
 
 
-@pytest.mark.parametrize("args, words", [
-    (["--bogus"], ["--bogus", "--help"]),
-    (["--step", "3"], ["--step"]),                  # no abbreviations
-    (["--steps"], ["--steps", "--help"]),
-    (["another.txt"], ["another.txt"]),
-    (["--engine", "magic"], ["engine", "magic", "tensor", "value"]),
-    (["--n-embd", "18"], ["n_embd is 18", "n_head"]),
-    (["--prompt", "zoë"], ["'z'", "abcdefghijklmnoprstuvy"]),
-    (["--workers", "99"], ["workers is 99"]),
-    (["--n-embd", "1000000000"], ["n_embd is 1000000000"]),
-    (["--block-size", "999999999"], ["block_size is 999999999"]),
-    (["--n-embd", "1000000"], ["n_embd"]),
-    (["--block-size", "1000000"], ["block_size"]),
-    (["--n-layer", "20000"], ["n_layer"]),
-], ids=lambda x: " ".join(x) if x[0].startswith("--") else "")
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--bogus"], ["--bogus", "--help"]),
+        (["--step", "3"], ["--step"]),  # no abbreviations
+        (["--steps"], ["--steps", "--help"]),
+        (["another.txt"], ["another.txt"]),
+        (["--engine", "magic"], ["engine", "magic", "tensor", "value"]),
+        (["--n-embd", "18"], ["n_embd is 18", "n_head"]),
+        (["--prompt", "zoë"], ["'z'", "abcdefghijklmnoprstuvy"]),
+        (["--workers", "99"], ["workers is 99"]),
+        (["--n-embd", "1000000000"], ["n_embd is 1000000000"]),
+        (["--block-size", "999999999"], ["block_size is 999999999"]),
+        (["--n-embd", "1000000"], ["n_embd"]),
+        (["--block-size", "1000000"], ["block_size"]),
+        (["--n-layer", "20000"], ["n_layer"]),
+    ],
+    ids=lambda x: " ".join(x) if x[0].startswith("--") else "",
+)
 def test_an_option_that_cannot_be_is_one_line(args, words):
     fails(["names.txt", *args], *words)
 
 
 WRONG = {
-    "n-layer n-head n-embd block-size vocab-size steps batch-size workers max-tokens":
-        "0 -1 1.5 many nan",
+    "n-layer n-head n-embd block-size vocab-size steps batch-size workers max-tokens": "0 -1 1.5 many nan",
     "warmup eval-every top-k samples": "-1 1.5 many nan",
     "seed": "1.5 many nan",
     "lr weight-decay clip temperature": "-1 -0.001 nan inf many",
@@ -483,8 +635,15 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name, value", [(name, value) for names, values in WRONG.items()
-                                         for name in names.split() for value in values.split()])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        (name, value)
+        for names, values in WRONG.items()
+        for name in names.split()
+        for value in values.split()
+    ],
+)
 def test_a_number_that_cannot_be_is_one_line_that_names_the_option(name, value, capsys):
     assert 0 < microgpt.main(["names.txt", f"--{name}", value]) < 128
     output, error = capsys.readouterr()
@@ -498,15 +657,33 @@ def test_the_tests_of_wrong_numbers_cover_every_option_that_takes_one():
 
 
 def test_training_that_diverges_is_one_line_that_names_the_step():
-    result = command(*TINY, "--steps", "60", "--lr", "100", "--clip", "0", "--warmup", "0",
-                     "--weight-decay", "100")
+    result = command(
+        *TINY,
+        "--steps",
+        "60",
+        "--lr",
+        "100",
+        "--clip",
+        "0",
+        "--warmup",
+        "0",
+        "--weight-decay",
+        "100",
+    )
     says_one_line(result, "diverged")
     assert re.search(r"at step \d+\b", result.stderr)
 
 
 def test_training_that_diverges_in_its_last_step_says_so_too(capsys, monkeypatch):
-    monkeypatch.setattr(microgpt.AdamW, "step", lambda self, gradients, *rates: [
-        row.__setitem__(0, math.nan) for name, row in self.params.items() if "bias" in name])
+    monkeypatch.setattr(
+        microgpt.AdamW,
+        "step",
+        lambda self, gradients, *rates: [
+            row.__setitem__(0, math.nan)
+            for name, row in self.params.items()
+            if "bias" in name
+        ],
+    )
     assert microgpt.main([*TINY, "--steps", "1"]) == 1
     output, error = capsys.readouterr()
     assert is_one_line(error) and "diverged" in error and samples(output) == []
@@ -515,8 +692,12 @@ def test_training_that_diverges_in_its_last_step_says_so_too(capsys, monkeypatch
 @posix
 def test_a_million_layers_are_counted_without_memory_for_them():
     resource = pytest.importorskip("resource")
-    result = command("names.txt", "--n-layer", "1000000", preexec_fn=lambda: resource.setrlimit(
-        resource.RLIMIT_AS, (2 ** 29, 2 ** 29)))
+    result = command(
+        "names.txt",
+        "--n-layer",
+        "1000000",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29)),
+    )
     says_one_line(result, "n_layer")
 
 
@@ -540,11 +721,13 @@ def test_main_takes_its_arguments_from_the_command_line(capsys, monkeypatch):
 @pytest.fixture
 def interrupt(monkeypatch):
     """A function that has Ctrl-C come in the third step, so many times."""
+
     def prepare(times):
         def interrupted(step, *args):
             for _ in range(times if step == 2 else 0):
                 signal.raise_signal(signal.SIGINT)
             return learning_rate(step, *args)
+
         monkeypatch.setattr(microgpt, "learning_rate", interrupted)
 
     learning_rate = microgpt.learning_rate
@@ -572,7 +755,9 @@ def test_ctrl_c_twice_ends_it_at_once(capsys, interrupt):
 
 @pytest.mark.parametrize("ctrl_c", [0, 1])
 def test_no_worker_outlives_main(ctrl_c, capsys, interrupt):
-    class Kept(microgpt.Trainer):       # so that it is not for the garbage collector to end them
+    class Kept(
+        microgpt.Trainer
+    ):  # so that it is not for the garbage collector to end them
         kept = []
 
         def __init__(self, *args):
@@ -586,8 +771,13 @@ def test_no_worker_outlives_main(ctrl_c, capsys, interrupt):
 
 
 def test_a_worker_that_is_killed_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr(microgpt, "learning_rate", lambda *args: [
-        worker.kill() for worker in multiprocessing.active_children()] and 0.0)
+    monkeypatch.setattr(
+        microgpt,
+        "learning_rate",
+        lambda *args: (
+            [worker.kill() for worker in multiprocessing.active_children()] and 0.0
+        ),
+    )
     assert 0 < microgpt.main([*TINY, "--workers", "2"]) < 128
     assert is_one_line(capsys.readouterr().err)
 
@@ -595,6 +785,7 @@ def test_a_worker_that_is_killed_is_one_line(capsys, monkeypatch):
 def test_too_little_memory_is_one_line(capsys, monkeypatch):
     def no_memory(*args, **options):
         raise MemoryError
+
     monkeypatch.setattr(microgpt, "GPT", no_memory)
     assert microgpt.main(list(TINY)) == 1
     assert is_one_line(capsys.readouterr().err)
@@ -604,17 +795,26 @@ def test_too_little_memory_is_one_line(capsys, monkeypatch):
 
 
 def test_importing_it_prints_nothing_and_loads_nothing_heavy():
-    code = ("import sys; before = set(sys.modules); import microgpt; heavy = {'numpy', 'torch', "
-            "'argparse', 'concurrent.futures', 'multiprocessing', 'shutil', 'signal', "
-            "'subprocess'}; "
-            "sys.exit(', '.join(heavy & set(sys.modules) - before) or 0)")
-    result = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(SCRIPT),
-                            env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    code = (
+        "import sys; before = set(sys.modules); import microgpt; heavy = {'numpy', 'torch', "
+        "'argparse', 'concurrent.futures', 'multiprocessing', 'shutil', 'signal', "
+        "'subprocess'}; "
+        "sys.exit(', '.join(heavy & set(sys.modules) - before) or 0)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=os.path.dirname(SCRIPT),
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert (result.returncode, result.stdout) == (0, b"")
 
 
 def test_a_copy_of_the_file_alone_works_with_a_file_and_says_so_without(folder):
-    if os.path.exists(os.path.join(sys.prefix, "share", "microgpt", "data", "names.txt")):
+    if os.path.exists(
+        os.path.join(sys.prefix, "share", "microgpt", "data", "names.txt")
+    ):
         pytest.skip("names are installed")
     alone = folder / "alone"
     alone.mkdir()

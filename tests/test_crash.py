@@ -31,20 +31,35 @@ from microgpt import (
 )
 
 DOCUMENTS = ["ada", "bob", "abba", "dada", "cab"]
-FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-         "trainer.safetensors"]
+FILES = [
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "trainer.safetensors",
+]
 KILLS = 60
 
-posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked and killed here")
+posix = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="processes are forked and killed here"
+)
 
 
 # --- states, and what is in a directory -----------------------------------------------------------
 
+
 def trainer_of(kind, shape, steps):
-    tokenizer = (BPETokenizer.train(DOCUMENTS, 259) if kind == "bpe" else
-                 CharTokenizer([*DOCUMENTS, kind]))
-    trainer = Trainer(GPT(Config(tokenizer.vocab_size, *shape), seed=1), tokenizer, DOCUMENTS,
-                      TrainConfig(batch_size=1, lr=0.01 * shape[0]))
+    tokenizer = (
+        BPETokenizer.train(DOCUMENTS, 259)
+        if kind == "bpe"
+        else CharTokenizer([*DOCUMENTS, kind])
+    )
+    trainer = Trainer(
+        GPT(Config(tokenizer.vocab_size, *shape), seed=1),
+        tokenizer,
+        DOCUMENTS,
+        TrainConfig(batch_size=1, lr=0.01 * shape[0]),
+    )
     for _ in range(steps):
         next(trainer)
     return trainer
@@ -54,24 +69,47 @@ def trainer_of(kind, shape, steps):
 def trainers():
     """Trainings whose states are saved in turn; not to be trained. Some differ in their step alone,
     some in everything, some in size."""
-    return [trainer_of("", (3, 1, 1, 2), 0), trainer_of("", (3, 1, 1, 2), 3),
-            trainer_of("xyz", (4, 1, 2, 4), 3), trainer_of("q", (5, 2, 1, 2), 1),
-            trainer_of("bpe", (4, 2, 2, 4), 1), trainer_of("bpe", (4, 2, 2, 4), 3)]
+    return [
+        trainer_of("", (3, 1, 1, 2), 0),
+        trainer_of("", (3, 1, 1, 2), 3),
+        trainer_of("xyz", (4, 1, 2, 4), 3),
+        trainer_of("q", (5, 2, 1, 2), 1),
+        trainer_of("bpe", (4, 2, 2, 4), 1),
+        trainer_of("bpe", (4, 2, 2, 4), 3),
+    ]
 
 
-def model_state(model): return repr((model.config, model.params))
-def tokenizer_state(tokenizer): return repr((type(tokenizer), tokenizer.vocab))
+def model_state(model):
+    return repr((model.config, model.params))
+
+
+def tokenizer_state(tokenizer):
+    return repr((type(tokenizer), tokenizer.vocab))
 
 
 def training_state(trainer):
     optimizer = trainer.optimizer
-    return repr((trainer.step, trainer.config, optimizer.steps, optimizer.m, optimizer.v,
-                 trainer.windows, trainer.val_windows))
+    return repr(
+        (
+            trainer.step,
+            trainer.config,
+            optimizer.steps,
+            optimizer.m,
+            optimizer.v,
+            trainer.windows,
+            trainer.val_windows,
+        )
+    )
 
 
 def state(model, tokenizer, trainer):
-    return (model_state(model), tokenizer_state(tokenizer), training_state(trainer),
-            model_state(trainer.model), tokenizer_state(trainer.tokenizer))
+    return (
+        model_state(model),
+        tokenizer_state(tokenizer),
+        training_state(trainer),
+        model_state(trainer.model),
+        tokenizer_state(trainer.tokenizer),
+    )
 
 
 @cache
@@ -83,8 +121,11 @@ def states():
 
 def found(directory):
     """Which of the states is in the directory, whole: its number."""
-    loaded = state(GPT.load(directory), load_tokenizer(directory),
-                   Trainer.load(directory, DOCUMENTS))
+    loaded = state(
+        GPT.load(directory),
+        load_tokenizer(directory),
+        Trainer.load(directory, DOCUMENTS),
+    )
     assert loaded in states(), "it is not a state that was saved"
     return states().index(loaded)
 
@@ -106,6 +147,7 @@ def test_the_states_can_be_told_apart(tmp_path):
 
 
 # --- kill -9 --------------------------------------------------------------------------------------
+
 
 @contextmanager
 def forked(work):
@@ -140,7 +182,7 @@ def forked(work):
 @posix
 def test_a_process_killed_at_any_moment_leaves_the_last_state_whole(tmp_path):
     rng = random.Random()
-    trainers(), states()                    # made once, before the forks
+    trainers(), states()  # made once, before the forks
     present, endings = None, Counter()
     for _ in range(KILLS):
         order = [rng.randrange(len(trainers())) for _ in range(1000)]
@@ -153,17 +195,17 @@ def test_a_process_killed_at_any_moment_leaves_the_last_state_whole(tmp_path):
         with forked(work) as kill:
             time.sleep(rng.uniform(0, 0.05))
             said, status = kill()
-        assert os.WIFSIGNALED(status) and said == order[:len(said)]
-        finished = said[-1] if said else present            # the last that was announced
+        assert os.WIFSIGNALED(status) and said == order[: len(said)]
+        finished = said[-1] if said else present  # the last that was announced
         under_way = order[len(said)]
         try:
             present = found(tmp_path)
         except FileNotFoundError:
-            assert finished is None                         # nothing was ever saved
+            assert finished is None  # nothing was ever saved
         else:
             assert present in (finished, under_way)
             endings[present == finished] += 1
-        if rng.random() < 0.3:              # mostly the next process finds what this one left
+        if rng.random() < 0.3:  # mostly the next process finds what this one left
             present = rng.randrange(len(trainers()))
             check_next_save(tmp_path, present)
     assert sum(endings.values()) > KILLS // 2
@@ -172,6 +214,7 @@ def test_a_process_killed_at_any_moment_leaves_the_last_state_whole(tmp_path):
 @contextmanager
 def traced(at_line):
     """Call `at_line(frame)` before every line of microgpt that is executed."""
+
     def trace(frame, event, _):
         if frame.f_globals is not vars(microgpt):
             return None
@@ -201,7 +244,7 @@ def telling_moments(work):
 
 @contextmanager
 def at_moment(moment, act):
-    lines = iter(range(10 ** 9))
+    lines = iter(range(10**9))
     with traced(lambda _: act() if next(lines) == moment else None):
         yield
 
@@ -216,6 +259,7 @@ def no_fsync(monkeypatch):
 def prepared(cut_short):
     """The files of a directory with state 0, or of one where the save of state 0 was cut short when
     two of its files were in place."""
+
     def cut(*args):
         replaced.append(args)
         if len(replaced) == 3:
@@ -247,7 +291,8 @@ def prepare(directory, cut_short):
 @posix
 @pytest.mark.parametrize("cut_short", [False, True])
 def test_a_process_killed_at_any_line_leaves_the_old_or_the_new_state(
-        tmp_path, no_fsync, cut_short):
+    tmp_path, no_fsync, cut_short
+):
     trainers(), states()
     prepare(tmp_path / "first", cut_short)
     endings = []
@@ -263,11 +308,16 @@ def test_a_process_killed_at_any_line_leaves_the_old_or_the_new_state(
             assert os.WIFSIGNALED(kill(None)[1])
         endings.append(found(directory))
         check_next_save(directory, 3)
-    assert endings == sorted(endings) and set(endings) == {0, 2}    # the old, then the new
+    assert endings == sorted(endings) and set(endings) == {
+        0,
+        2,
+    }  # the old, then the new
 
 
 @pytest.mark.parametrize("cut_short", [False, True])
-def test_ctrl_c_at_any_line_leaves_the_old_or_the_new_state(tmp_path, no_fsync, cut_short):
+def test_ctrl_c_at_any_line_leaves_the_old_or_the_new_state(
+    tmp_path, no_fsync, cut_short
+):
     def interrupt():
         raise KeyboardInterrupt
 
@@ -285,12 +335,15 @@ def test_ctrl_c_at_any_line_leaves_the_old_or_the_new_state(tmp_path, no_fsync, 
 
 # --- calls that fail ------------------------------------------------------------------------------
 
-CALLS = {"os": ["replace", "rename", "mkdir", "listdir", "rmdir", "unlink", "fsync"],
-         "file": ["open", "write", "flush", "close"]}
+CALLS = {
+    "os": ["replace", "rename", "mkdir", "listdir", "rmdir", "unlink", "fsync"],
+    "file": ["open", "write", "flush", "close"],
+}
 
 
 class Writer:
     """A file whose calls go through `call`, and whose writes write half before they fail."""
+
     def __init__(self, file, call):
         self.file, self.call = file, call
 
@@ -311,9 +364,14 @@ class Writer:
         self.file.close()
         self.call("close", lambda: None)
 
-    def fileno(self): return self.file.fileno()
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def fileno(self):
+        return self.file.fileno()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
 
 def with_faults(patch, name, k, error, when):
@@ -349,16 +407,23 @@ def with_faults(patch, name, k, error, when):
     return calls
 
 
-def io_error(): return OSError(errno.EIO, os.strerror(errno.EIO))
-def disk_full(): return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def io_error():
+    return OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def disk_full():
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("cut_short", [False, True])
-@pytest.mark.parametrize("error, when", [
-    (io_error, "before"), (KeyboardInterrupt, "before"), (KeyboardInterrupt, "after")])
+@pytest.mark.parametrize(
+    "error, when",
+    [(io_error, "before"), (KeyboardInterrupt, "before"), (KeyboardInterrupt, "after")],
+)
 @pytest.mark.parametrize("name", [name for names in CALLS.values() for name in names])
 def test_any_call_that_fails_leaves_the_old_or_the_new_state(
-        tmp_path, monkeypatch, no_fsync, name, error, when, cut_short):
+    tmp_path, monkeypatch, no_fsync, name, error, when, cut_short
+):
     k = 0
     while True:
         directory = tmp_path / str(k)
@@ -370,23 +435,28 @@ def test_any_call_that_fails_leaves_the_old_or_the_new_state(
                 save(directory, 2)
             except (OSError, KeyboardInterrupt) as e:
                 raised = e
-        if len(calls) <= k:                 # there is no k-th call
+        if len(calls) <= k:  # there is no k-th call
             break
         present = found(directory)
         assert present in (0, 2)
-        if raised is None:                  # to clean up may fail, not to save
+        if raised is None:  # to clean up may fail, not to save
             assert present == 2
         else:
             assert isinstance(raised, OSError) == (error is not KeyboardInterrupt)
         check_next_save(directory, 3)
-        k += 1 if name != "write" else 1 + k // 3           # there are many
+        k += 1 if name != "write" else 1 + k // 3  # there are many
     assert raised is None and found(directory) == 2
-    assert k > 0 or name in ("rmdir", "unlink", "listdir")  # which other ways may do without
+    assert k > 0 or name in (
+        "rmdir",
+        "unlink",
+        "listdir",
+    )  # which other ways may do without
 
 
 @pytest.mark.parametrize("name", ["write", "flush", "fsync"])
 def test_a_full_disk_keeps_the_old_state_and_is_not_kept_full(
-        tmp_path, monkeypatch, no_fsync, name):
+    tmp_path, monkeypatch, no_fsync, name
+):
     k = 0
     while True:
         directory = tmp_path / str(k)
@@ -397,7 +467,9 @@ def test_a_full_disk_keeps_the_old_state_and_is_not_kept_full(
                 save(directory, 2)
             except OSError as error:
                 assert error.errno == errno.ENOSPC
-        assert sorted(os.listdir(directory)) == FILES       # nothing half-written beside them
+        assert (
+            sorted(os.listdir(directory)) == FILES
+        )  # nothing half-written beside them
         if len(calls) <= k:
             break
         assert found(directory) == 0
@@ -410,7 +482,7 @@ def test_a_full_disk_says_where(tmp_path, monkeypatch, name):
     with_faults(monkeypatch, name, 0, disk_full, "before")
     with pytest.raises(OSError) as error:
         save(tmp_path / "new", 2)
-    assert str(tmp_path) in str(error.value)    # the system itself tells no name then
+    assert str(tmp_path) in str(error.value)  # the system itself tells no name then
 
 
 @posix
@@ -445,14 +517,14 @@ def test_a_directory_that_cannot_be_written_is_an_error_and_stays_as_it_is():
         os.chmod(directory, 0o555)
 
         def work(say):
-            if os.geteuid() == 0:           # who may write everywhere
+            if os.geteuid() == 0:  # who may write everywhere
                 os.setuid(65534)
             for i, place in enumerate([directory, os.path.join(parent, "new")]):
                 try:
                     save(place, 2)
                 except PermissionError as error:
                     say(i if parent in str(error.filename) else 99)
-            assert found(directory) == 0    # who may not write may still read
+            assert found(directory) == 0  # who may not write may still read
             say(2)
 
         with forked(work) as kill:
@@ -476,9 +548,15 @@ def test_a_file_in_the_place_of_the_directory_is_an_error_and_stays(tmp_path):
 
 @pytest.mark.parametrize("holder", ["model", "m", "v"])
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_none_are_not_saved_and_the_old_state_stays(tmp_path, holder, number):
+def test_numbers_that_are_none_are_not_saved_and_the_old_state_stays(
+    tmp_path, holder, number
+):
     trainer = trainer_of("char", (3, 1, 1, 2), 1)
-    tensors = trainer.model.params if holder == "model" else getattr(trainer.optimizer, holder)
+    tensors = (
+        trainer.model.params
+        if holder == "model"
+        else getattr(trainer.optimizer, holder)
+    )
     for cut_short in (False, True):
         directory = tmp_path / str(cut_short)
         prepare(directory, cut_short)
@@ -492,6 +570,7 @@ def test_numbers_that_are_none_are_not_saved_and_the_old_state_stays(tmp_path, h
 
 
 # --- reading while another process writes ---------------------------------------------------------
+
 
 @posix
 def test_a_checkpoint_can_be_read_while_it_is_saved_again_and_again(tmp_path):
@@ -509,15 +588,18 @@ def test_a_checkpoint_can_be_read_while_it_is_saved_again_and_again(tmp_path):
     with forked(work) as kill:
         for _ in range(100):
             model, tokenizer = GPT.load(tmp_path), load_tokenizer(tmp_path)
-            assert model_state(model) in models and tokenizer_state(tokenizer) in tokenizers
+            assert (
+                model_state(model) in models
+                and tokenizer_state(tokenizer) in tokenizers
+            )
             try:
                 trainer = Trainer.load(tmp_path, DOCUMENTS)
-            except ValueError:              # another was saved while the first half was read,
-                refused += 1                # which is told apart from it, and never mixed with it
+            except ValueError:  # another was saved while the first half was read,
+                refused += 1  # which is told apart from it, and never mixed with it
                 continue
             whole = model_state(trainer.model), training_state(trainer)
             assert whole in [(s[0], s[2]) for s in known]
             read += 1
         said, status = kill()
-    assert os.WIFSIGNALED(status)           # it was at work until then
+    assert os.WIFSIGNALED(status)  # it was at work until then
     assert read and read + refused == 100

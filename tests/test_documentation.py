@@ -19,7 +19,9 @@ SOURCE = (ROOT / "microgpt.py").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # (number, title, steps of the ladder) of every chapter
-HEADERS = re.findall(r"^# === (\d+)\. ([^=]+?) =+(?: ladder: ([a-z, ]+) ===)?$", SOURCE, re.M)
+HEADERS = re.findall(
+    r"^# === (\d+)\. ([^=]+?) =+(?: ladder: ([a-z, ]+) ===)?$", SOURCE, re.M
+)
 
 
 def test_the_examples_in_the_docstrings_are_true():
@@ -29,17 +31,28 @@ def test_the_examples_in_the_docstrings_are_true():
 
 def test_the_table_of_contents_spells_the_chapters_as_their_headers_do():
     contents = re.findall(r"(\d+\. \w+(?: \w+)*)(?:  |$)", microgpt.__doc__, re.M)
-    assert contents == [f"{number}. {title}" for number, title, _ in HEADERS] and len(HEADERS) > 8
+    assert (
+        contents == [f"{number}. {title}" for number, title, _ in HEADERS]
+        and len(HEADERS) > 8
+    )
 
 
 def test_chapters_and_steps_of_the_ladder_name_each_other():
-    from_chapters = {(title, step) for _, title, steps in HEADERS if steps
-                     for step in steps.split(", ")}
+    from_chapters = {
+        (title, step)
+        for _, title, steps in HEADERS
+        if steps
+        for step in steps.split(", ")
+    }
     from_steps = set()
     for path in (ROOT / "examples" / "ladder").glob("[0-9]*.py"):
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        pointer = re.search(r"^In microgpt\.py: .*", doc, re.M | re.S)[0].split("Before:")[0]
-        from_steps |= {(title, path.stem[3:]) for title in re.findall('"([^"]+)"', pointer)}
+        pointer = re.search(r"^In microgpt\.py: .*", doc, re.M | re.S)[0].split(
+            "Before:"
+        )[0]
+        from_steps |= {
+            (title, path.stem[3:]) for title in re.findall('"([^"]+)"', pointer)
+        }
     assert from_chapters == from_steps and len({step for _, step in from_steps}) == 11
 
 
@@ -55,7 +68,7 @@ def test_the_file_keeps_to_its_size_and_to_the_standard_library():
             modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             modules.add(node.module.split(".")[0])
-    known = getattr(sys, "stdlib_module_names", modules)       # Python 3.10 and later know
+    known = getattr(sys, "stdlib_module_names", modules)  # Python 3.10 and later know
     assert modules <= set(known)
 
 
@@ -72,15 +85,20 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     for name in ("microgpt.py", "data", "examples"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "poems.txt").write_text("to be or not to be\nthat is the question\n" * 9,
-                                      encoding="utf-8")
+    (folder / "poems.txt").write_text(
+        "to be or not to be\nthat is the question\n" * 9, encoding="utf-8"
+    )
     tokenizer = microgpt.BPETokenizer.train(["Hello, world", "The old man"], 260)
     microgpt.GPT(microgpt.Config(260, n_embd=4)).save(folder / "gpt2", tokenizer)
     return folder
 
 
-STEPS = re.findall(r"^\$ (python microgpt\.py[^\n]*|[^\n]*examples/engines[^\n]*)"
-                   r"|^```python\n(.*?)^```", README, re.M | re.S)
+STEPS = re.findall(
+    r"^\$ (python microgpt\.py[^\n]*|[^\n]*examples/engines[^\n]*)"
+    r"|^```python\n(.*?)^```",
+    README,
+    re.M | re.S,
+)
 
 
 def installed(*modules):
@@ -91,26 +109,46 @@ def as_run_here(command):
     """A command of the README in words; without its library it is done by microgpt.py itself."""
     words = shlex.split(command)
     i = next(i for i, word in enumerate(words) if word.endswith(".py"))
-    needs = {"numpy_engine.py": ["numpy"], "train_torch.py": ["torch", "numpy", "safetensors"]}
+    needs = {
+        "numpy_engine.py": ["numpy"],
+        "train_torch.py": ["torch", "numpy", "safetensors"],
+    }
     if not installed(*needs.get(words[i].split("/")[-1], [])):
-        words[:i + 1] = ["python", "microgpt.py"]
+        words[: i + 1] = ["python", "microgpt.py"]
         i = 1
     launcher = ["-m", "torch.distributed.run"] if words[0] == "torchrun" else []
-    return launcher + words[1:], words[i + 1:]
+    return launcher + words[1:], words[i + 1 :]
 
 
-def test_the_readme_can_be_followed_from_its_first_command_to_its_last(folder, monkeypatch):
+def test_the_readme_can_be_followed_from_its_first_command_to_its_last(
+    folder, monkeypatch
+):
     """With few steps, and with a tiny GPT-2 for the real one."""
     monkeypatch.chdir(folder)
     for command, code in STEPS:
         if command:
             command, words = as_run_here(command)
-            if words[:1] in ([], ["sample"]) or words[0].endswith(".txt") or words[0][:2] == "--":
-                command += ["--samples", "1", "--steps", "3" if "--resume" in words else "2"]
-            run = subprocess.run([sys.executable, *command], capture_output=True, encoding="utf-8",
-                                 env={**os.environ, "OMP_NUM_THREADS": "1"})    # torchrun warns
+            if (
+                words[:1] in ([], ["sample"])
+                or words[0].endswith(".txt")
+                or words[0][:2] == "--"
+            ):
+                command += [
+                    "--samples",
+                    "1",
+                    "--steps",
+                    "3" if "--resume" in words else "2",
+                ]
+            run = subprocess.run(
+                [sys.executable, *command],
+                capture_output=True,
+                encoding="utf-8",
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # torchrun warns
             assert run.returncode == 0 and not run.stderr, (command, run.stderr)
-        elif all(installed(name) for name in ("transformers", "numpy") if f"{name} " in code):
+        elif all(
+            installed(name) for name in ("transformers", "numpy") if f"{name} " in code
+        ):
             exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     assert len(STEPS) > 12
 

@@ -18,23 +18,39 @@ def load(tmp_path):
         path = tmp_path / "documents.txt"
         path.write_bytes(raw)
         return load_documents(path)
+
     return load
 
 
-@pytest.mark.parametrize("raw, documents", [
-    (b"ada\nbob\n", ["ada", "bob"]),
-    (b"ada\nbob", ["ada", "bob"]),
-    (b"\xef\xbb\xbfada\nbob\n", ["ada", "bob"]),
-    (b"ada\r\nbob\r\n", ["ada", "bob"]),
-    (b"ada\rbob\r", ["ada", "bob"]),
-    (b"ada\r\rbob\n\rcleo\r\n\ndan", ["ada", "bob", "cleo", "dan"]),
-    (b"\n\nada\n  \n\t\nbob\n\n", ["ada", "bob"]),
-    (" \u2028 \n\u3000\nada\n".encode(), ["ada"]),
-    (b"  ada  \n\tbob\n", ["  ada  ", "\tbob"]),
-    (b"ada\nada\n", ["ada", "ada"]),
-    ("søren\n東京\n🙂\n".encode(), ["søren", "東京", "🙂"]),
-], ids=["plain", "no trailing newline", "BOM", "CRLF", "lone CR", "mixed line ends", "blank lines",
-        "blank by Unicode", "space around kept", "doubled kept", "beyond ASCII"])
+@pytest.mark.parametrize(
+    "raw, documents",
+    [
+        (b"ada\nbob\n", ["ada", "bob"]),
+        (b"ada\nbob", ["ada", "bob"]),
+        (b"\xef\xbb\xbfada\nbob\n", ["ada", "bob"]),
+        (b"ada\r\nbob\r\n", ["ada", "bob"]),
+        (b"ada\rbob\r", ["ada", "bob"]),
+        (b"ada\r\rbob\n\rcleo\r\n\ndan", ["ada", "bob", "cleo", "dan"]),
+        (b"\n\nada\n  \n\t\nbob\n\n", ["ada", "bob"]),
+        (" \u2028 \n\u3000\nada\n".encode(), ["ada"]),
+        (b"  ada  \n\tbob\n", ["  ada  ", "\tbob"]),
+        (b"ada\nada\n", ["ada", "ada"]),
+        ("søren\n東京\n🙂\n".encode(), ["søren", "東京", "🙂"]),
+    ],
+    ids=[
+        "plain",
+        "no trailing newline",
+        "BOM",
+        "CRLF",
+        "lone CR",
+        "mixed line ends",
+        "blank lines",
+        "blank by Unicode",
+        "space around kept",
+        "doubled kept",
+        "beyond ASCII",
+    ],
+)
 def test_every_line_with_text_is_a_document(load, raw, documents):
     assert load(raw) == documents
 
@@ -55,20 +71,37 @@ def test_a_file_without_documents_is_an_error_that_names_it(load, raw):
         load(raw)
 
 
-@pytest.mark.parametrize("raw, byte, line", [
-    (b"\xff", "0xff", 1),
-    (b"ada\nbob\ns\xf8ren\n", "0xf8", 3),
-    (b"ada\r\nbob\r\n\xe9", "0xe9", 3),
-    (b"ada\nbob \xe2\x82", "0xe2", 2),
-    (b"ada\nb\0b\n", "0x00", 2),
-    (b"\0", "0x00", 1),
-    (b"\xef\xbb\xbfada\nb\xffb\n", "0xff", 2),
-    (b"\xef\xbb\xbfada\n\xffbob\n", "0xff", 2),
-    (b"ada\rbob\rs\xf8ren\r", "0xf8", 3),
-], ids=["first byte", "Latin-1", "CRLF", "cut short", "zero", "zero alone", "BOM",
-        "BOM and start of line", "lone CR"])
-def test_a_file_that_is_not_utf8_is_an_error_that_names_byte_and_line(load, raw, byte, line):
-    with pytest.raises(ValueError, match=rf"documents\.txt .*byte {byte} in line {line}\b"):
+@pytest.mark.parametrize(
+    "raw, byte, line",
+    [
+        (b"\xff", "0xff", 1),
+        (b"ada\nbob\ns\xf8ren\n", "0xf8", 3),
+        (b"ada\r\nbob\r\n\xe9", "0xe9", 3),
+        (b"ada\nbob \xe2\x82", "0xe2", 2),
+        (b"ada\nb\0b\n", "0x00", 2),
+        (b"\0", "0x00", 1),
+        (b"\xef\xbb\xbfada\nb\xffb\n", "0xff", 2),
+        (b"\xef\xbb\xbfada\n\xffbob\n", "0xff", 2),
+        (b"ada\rbob\rs\xf8ren\r", "0xf8", 3),
+    ],
+    ids=[
+        "first byte",
+        "Latin-1",
+        "CRLF",
+        "cut short",
+        "zero",
+        "zero alone",
+        "BOM",
+        "BOM and start of line",
+        "lone CR",
+    ],
+)
+def test_a_file_that_is_not_utf8_is_an_error_that_names_byte_and_line(
+    load, raw, byte, line
+):
+    with pytest.raises(
+        ValueError, match=rf"documents\.txt .*byte {byte} in line {line}\b"
+    ):
         load(raw)
 
 

@@ -49,14 +49,21 @@ def subwords(tmp_path_factory):
 
 def command(args, env):
     env = {**ENV, **env}
-    return subprocess.run([sys.executable, *args], capture_output=True, env=env, timeout=60,
-                          encoding=env["PYTHONIOENCODING"])
+    return subprocess.run(
+        [sys.executable, *args],
+        capture_output=True,
+        env=env,
+        timeout=60,
+        encoding=env["PYTHONIOENCODING"],
+    )
 
 
 @pytest.fixture(params=["explain.py", "microgpt.py"])
 def run(request):
     """Run the command in both ways."""
-    words = [EXPLAIN] if request.param == "explain.py" else [microgpt.__file__, "explain"]
+    words = (
+        [EXPLAIN] if request.param == "explain.py" else [microgpt.__file__, "explain"]
+    )
     return lambda *args, **env: command([*words, *args], env)
 
 
@@ -67,7 +74,9 @@ def works(run, *args, **env):
 
 
 def scores(directory, text):
-    return microgpt.score(microgpt.GPT.load(directory), microgpt.load_tokenizer(directory), text)
+    return microgpt.score(
+        microgpt.GPT.load(directory), microgpt.load_tokenizer(directory), text
+    )
 
 
 def mean(scored):
@@ -85,7 +94,10 @@ def columns(line):
 
 # What it tells
 
-@pytest.mark.parametrize("text", ["ada", "", "adaadamadaadam", "clé", "o\n\t\x1b[2J\u202e'\""])
+
+@pytest.mark.parametrize(
+    "text", ["ada", "", "adaadamadaadam", "clé", "o\n\t\x1b[2J\u202e'\""]
+)
 def test_the_table_has_the_scores_token_by_token(run, saved, text):
     found, scored = rows(works(run, saved, text)), scores(saved, text)
     assert len(found) == len(scored) == len(text) + 1
@@ -96,29 +108,38 @@ def test_the_table_has_the_scores_token_by_token(run, saved, text):
         assert float(loss) == pytest.approx(x.loss, abs=0.00501)
         assert len(bar) == pytest.approx(12 * x.probability, abs=0.501)
         shares = [float(p) for p in re.findall(r" (\d+)%", likeliest)]
-        assert len(shares) == 3 or likeliest.endswith("...")        # where the line ends
-        expected = [100 * p for _, p in x.likeliest][:len(shares)]
+        assert len(shares) == 3 or likeliest.endswith("...")  # where the line ends
+        expected = [100 * p for _, p in x.likeliest][: len(shares)]
         assert shares and shares == pytest.approx(expected, abs=0.501)
-        assert likeliest.startswith("end" if x.likeliest[0][0] == microgpt.END
-                                    else repr(x.likeliest[0][0]))
+        assert likeliest.startswith(
+            "end" if x.likeliest[0][0] == microgpt.END else repr(x.likeliest[0][0])
+        )
 
 
 def test_the_columns_stand_under_their_names(run, saved):
     header, *table = works(run, saved, "a\u5929").split("\n")[1:4]
     for line in table:
-        token, share = re.match(r"('.') +\d+ +[\d.]+%", line), re.search(r"[\d.]+ {2}['e]", line)
-        assert columns(line[:token.end()]) == header.index("probability") + 5
-        assert columns(line[:share.start()]) == header.index("loss")
-        assert columns(line[:share.end() - 1]) == header.index("likeliest")
+        token, share = (
+            re.match(r"('.') +\d+ +[\d.]+%", line),
+            re.search(r"[\d.]+ {2}['e]", line),
+        )
+        assert columns(line[: token.end()]) == header.index("probability") + 5
+        assert columns(line[: share.start()]) == header.index("loss")
+        assert columns(line[: share.end() - 1]) == header.index("likeliest")
 
 
 @pytest.mark.parametrize("text", ["ada", "", "adaadamadaadam"])
-def test_the_mean_is_the_loss_of_the_document_and_the_perplexity_e_to_it(run, saved, text):
+def test_the_mean_is_the_loss_of_the_document_and_the_perplexity_e_to_it(
+    run, saved, text
+):
     model, tokenizer = microgpt.GPT.load(saved), microgpt.load_tokenizer(saved)
     pieces = microgpt.windows(text, tokenizer, model.config.block_size)
     loss = model.loss(pieces)
-    said = re.search(r"^([\d.]+) nats a token, a perplexity of ([\d.]+)$",
-                     works(run, saved, text), re.M)
+    said = re.search(
+        r"^([\d.]+) nats a token, a perplexity of ([\d.]+)$",
+        works(run, saved, text),
+        re.M,
+    )
     assert float(said[1]) == pytest.approx(loss, abs=0.000501)
     assert float(said[2]) == pytest.approx(math.exp(loss), rel=0.00051)
 
@@ -127,7 +148,8 @@ def test_several_texts_are_ranked_by_their_probability_as_a_whole(run, saved):
     texts = ["cada", "ada", "", "adaadam", "ada"]
     output = works(run, saved, *texts)
     assert [line for line in output.split("\n") if line in texts[:2] + texts[3:]] == [
-        text for text in texts if text]                             # their tables, as given
+        text for text in texts if text
+    ]  # their tables, as given
     ranked = re.findall(r"^ +(\d)  10\^-([\d.]+) +([\d.]+)  (.*)$", output, re.M)
     scored = {text: scores(saved, text) for text in texts}
     total = {text: sum(x.loss for x in scored[text]) for text in texts}
@@ -139,10 +161,14 @@ def test_several_texts_are_ranked_by_their_probability_as_a_whole(run, saved):
 
 
 def test_a_single_text_is_not_ranked(run, saved):
-    assert "rank" not in works(run, saved, "ada") and "rank" in works(run, saved, "ada", "ada")
+    assert "rank" not in works(run, saved, "ada") and "rank" in works(
+        run, saved, "ada", "ada"
+    )
 
 
-@pytest.mark.parametrize("encoding, bar", [("utf-8", "█"), ("ascii", "#"), ("latin-1", "#")])
+@pytest.mark.parametrize(
+    "encoding, bar", [("utf-8", "█"), ("ascii", "#"), ("latin-1", "#")]
+)
 def test_a_bar_is_plain_where_the_encoding_lacks_the_block(run, saved, encoding, bar):
     output = works(run, saved, "ada", "clé", PYTHONIOENCODING=encoding)
     assert {*"█#"} & {*output} == {bar}
@@ -164,13 +190,20 @@ def test_probabilities_that_round_to_0_are_shown_like_any_other(run, tmp_path):
 
 # What it looks like
 
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_lines_have_80_columns_at_most_and_nothing_that_disturbs_a_terminal(
-        run, saved, subwords, encoding):
+    run, saved, subwords, encoding
+):
     wide = "\u5929\u5730" * 20
     texts = [TRAINING[-1], "a" * 70, wide]
-    for directory, more in ((saved, []), (subwords, ["the lower the slower", "\x9b\x7f\x85é"])):
-        lines = works(run, directory, *texts, *more, PYTHONIOENCODING=encoding).split("\n")
+    for directory, more in (
+        (saved, []),
+        (subwords, ["the lower the slower", "\x9b\x7f\x85é"]),
+    ):
+        lines = works(run, directory, *texts, *more, PYTHONIOENCODING=encoding).split(
+            "\n"
+        )
         assert all(line.isprintable() for line in lines)
         assert max(map(columns, lines)) == 79
         text = wide if encoding == "utf-8" else ascii(wide)[1:-1]
@@ -179,21 +212,28 @@ def test_lines_have_80_columns_at_most_and_nothing_that_disturbs_a_terminal(
 
 def test_a_long_text_is_broken_into_lines_in_which_marks_take_no_room():
     text = explain.wrapped([("<red>", "a" * 70), ("<green>", "\u5929" * 6 + "b")])
-    assert text == "<red>" + "a" * 70 + "<green>" + "\u5929" * 4 + "\n" + "\u5929" * 2 + "b"
+    assert (
+        text
+        == "<red>" + "a" * 70 + "<green>" + "\u5929" * 4 + "\n" + "\u5929" * 2 + "b"
+    )
     assert explain.wrapped([("", "a" * 160)]).split("\n") == ["a" * 79, "a" * 79, "aa"]
 
 
 @pytest.mark.parametrize("text", ["é", "🙂é", "the 🙂", "a\ufffd", "\ufffd\ufffdb", ""])
 def test_bytes_of_one_character_are_rows_of_their_own_and_one_character_in_the_text(
-        subwords, text):
+    subwords, text
+):
     tokenizer, scored = microgpt.load_tokenizer(subwords), scores(subwords, text)
     found = list(explain.pieces(scored, tokenizer))
     assert "".join(piece for piece, _ in found) == text
     assert math.prod(p for _, p in found) == pytest.approx(
-        math.prod(x.probability for x in scored[:-1]), rel=1e-12)
+        math.prod(x.probability for x in scored[:-1]), rel=1e-12
+    )
     if "\ufffd" not in text:
         assert all("\ufffd" not in piece for piece, _ in found)
-        lines = works(lambda *args: command([EXPLAIN, *args], {}), subwords, text).split("\n")
+        lines = works(
+            lambda *args: command([EXPLAIN, *args], {}), subwords, text
+        ).split("\n")
         assert lines[0] == text and len(rows("\n".join(lines))) == len(scored)
 
 
@@ -211,11 +251,16 @@ def colour(p):
     return {True: "2", p < 0.3: "3", p < 0.05: "1"}[True]
 
 
-@pytest.mark.parametrize("p, expected", [
-    (0.0, "1"), (0.0499, "1"), (0.05, "3"), (0.2999, "3"), (0.3, "2"), (1.0, "2")])
+@pytest.mark.parametrize(
+    "p, expected",
+    [(0.0, "1"), (0.0499, "1"), (0.05, "3"), (0.2999, "3"), (0.3, "2"), (1.0, "2")],
+)
 def test_below_5_percent_is_red_from_30_green_between_them_yellow(p, expected):
     tokenizer = SimpleNamespace(decode=lambda ids: "a")
-    scored = [microgpt.Scored("a", 0, p, 0.0, []), microgpt.Scored(microgpt.END, 1, 1.0, 0.0, [])]
+    scored = [
+        microgpt.Scored("a", 0, p, 0.0, []),
+        microgpt.Scored(microgpt.END, 1, 1.0, 0.0, []),
+    ]
     assert explain.coloured(scored, tokenizer) == f"\x1b[3{expected}ma\x1b[0m"
 
 
@@ -229,7 +274,7 @@ def on_terminal(*args, **env):
     while more:
         try:
             more = os.read(master, 10000)
-        except OSError:                 # what Linux says when the other end is closed
+        except OSError:  # what Linux says when the other end is closed
             more = b""
         output += more
     os.close(master)
@@ -242,7 +287,9 @@ def test_on_a_terminal_the_text_has_the_colours_of_its_probabilities(saved, word
     text = "adaadamclé"
     found, scored = coloured(on_terminal(*words, saved, text)), scores(saved, text)
     assert [piece for _, piece in found] == list(text)
-    assert [number for number, _ in found] == [colour(x.probability) for x in scored[:-1]]
+    assert [number for number, _ in found] == [
+        colour(x.probability) for x in scored[:-1]
+    ]
     assert len({number for number, _ in found}) > 1
 
 
@@ -255,7 +302,9 @@ def test_on_a_terminal_control_characters_of_the_text_stay_out(saved):
 
 @pytest.mark.parametrize("no_color, is_coloured", [("1", False), ("", True)])
 def test_no_color_is_respected(saved, no_color, is_coloured):
-    assert ("\x1b" in on_terminal(EXPLAIN, saved, "ada", NO_COLOR=no_color)) == is_coloured
+    assert (
+        "\x1b" in on_terminal(EXPLAIN, saved, "ada", NO_COLOR=no_color)
+    ) == is_coloured
 
 
 def test_a_pipe_gets_no_colours(run, saved):
@@ -264,9 +313,15 @@ def test_a_pipe_gets_no_colours(run, saved):
 
 # What cannot be
 
-@pytest.mark.parametrize("args, words", [
-    (["nowhere", "ada"], ["nowhere", "No such file"]), (["DIR", "x"], ["'x' is not among"]),
-    (["DIR", "ada", "\x1bx"], ["'x' is not among"])])
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["nowhere", "ada"], ["nowhere", "No such file"]),
+        (["DIR", "x"], ["'x' is not among"]),
+        (["DIR", "ada", "\x1bx"], ["'x' is not among"]),
+    ],
+)
 def test_what_cannot_be_is_one_line(run, saved, args, words):
     child = run(*[saved if arg == "DIR" else arg for arg in args])
     assert (child.returncode, child.stdout) == (1, "")
@@ -285,25 +340,41 @@ def test_arguments_that_do_not_fit_are_told_with_the_usage(run, args):
 def test_a_reader_that_has_seen_enough_gets_no_traceback(saved, words):
     reading, writing = os.pipe()
     os.close(reading)
-    child = subprocess.Popen([sys.executable, *words, saved, "ada", "ada"], env=ENV,
-                             stdout=writing, stderr=subprocess.PIPE, encoding="utf-8")
+    child = subprocess.Popen(
+        [sys.executable, *words, saved, "ada", "ada"],
+        env=ENV,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
     os.close(writing)
     assert (child.communicate()[1], child.returncode) == ("", 1)
 
 
 # python microgpt.py NAME
 
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with scripts that must not run, and a copy of microgpt.py with examples beside it,
     one of which says what it was given and exits with 7."""
-    script = "print('it ran')\n\ndef main(argv):\n    print('ran', argv)\n    return 7\n"
+    script = (
+        "print('it ran')\n\ndef main(argv):\n    print('ran', argv)\n    return 7\n"
+    )
     copy = tmp_path / "copy"
-    for path in ("x.py", "copy/x.py", "copy/examples/given.py", "copy/examples/sub/deep.py",
-                 "examples/here.py", "here.py"):
+    for path in (
+        "x.py",
+        "copy/x.py",
+        "copy/examples/given.py",
+        "copy/examples/sub/deep.py",
+        "examples/here.py",
+        "here.py",
+    ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(script if path.endswith("given.py") else
-                                     script.replace("ran", "wrong"), encoding="utf-8")
+        (tmp_path / path).write_text(
+            script if path.endswith("given.py") else script.replace("ran", "wrong"),
+            encoding="utf-8",
+        )
     with open(microgpt.__file__, encoding="utf-8") as file:
         (copy / "microgpt.py").write_text(file.read(), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -316,9 +387,29 @@ def test_an_example_gets_the_words_after_its_name_and_its_status_is_passed_on(fo
     assert (child.returncode, child.stderr) == (7, "")
 
 
-@pytest.mark.parametrize("word", [
-    "../x", "./given", "sub/deep", "../examples/given", "..", ".", "given.py", "x", "here",
-    "examples/given.py ", "sub\\deep", "given/", "~", "$HOME", "sub.deep", " given", "-", ""])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "../x",
+        "./given",
+        "sub/deep",
+        "../examples/given",
+        "..",
+        ".",
+        "given.py",
+        "x",
+        "here",
+        "examples/given.py ",
+        "sub\\deep",
+        "given/",
+        "~",
+        "$HOME",
+        "sub.deep",
+        " given",
+        "-",
+        "",
+    ],
+)
 def test_odd_words_never_run_anything(folder, word):
     child = command(["copy/microgpt.py", word], {})
     assert child.returncode == 1 and child.stdout == ""
@@ -328,7 +419,7 @@ def test_odd_words_never_run_anything(folder, word):
 def test_a_full_path_runs_nothing(folder):
     for path in ("x", "x.py", "copy/examples/given"):
         child = command(["copy/microgpt.py", str(folder / path), "--steps", "1"], {})
-        assert child.returncode == (path != "x.py")             # which is text like any other
+        assert child.returncode == (path != "x.py")  # which is text like any other
         assert "it ran" not in child.stdout and "wrong" not in child.stdout
 
 
@@ -344,7 +435,9 @@ def test_an_examples_help_is_its_own():
     for words in ([EXPLAIN], [microgpt.__file__, "explain"]):
         child = command([*words, "--help"], {"COLUMNS": "80"})
         assert (child.returncode, child.stderr) == (0, "")
-        assert child.stdout.startswith("usage: explain ") and "--steps" not in child.stdout
+        assert (
+            child.stdout.startswith("usage: explain ") and "--steps" not in child.stdout
+        )
 
 
 def test_main_returns_the_status_of_the_example(saved, capsys):

@@ -15,13 +15,17 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 with open(os.path.join(HERE, "golden.json"), encoding="utf-8") as file:
     GOLDEN = json.load(file)
 
-every_case = pytest.mark.parametrize("case", GOLDEN, ids=["one window", "several windows"])
+every_case = pytest.mark.parametrize(
+    "case", GOLDEN, ids=["one window", "several windows"]
+)
 every_engine = pytest.mark.parametrize("engine", ["value", "tensor"])
 
 
 def model_of(case):
     """A microgpt model with a copy of the case's parameters."""
-    config = microgpt.Config(**{name: case[name] for name in microgpt.Config.__dataclass_fields__})
+    config = microgpt.Config(
+        **{name: case[name] for name in microgpt.Config.__dataclass_fields__}
+    )
     return microgpt.GPT(config, copy.deepcopy(case["params"]))
 
 
@@ -29,12 +33,22 @@ def differences(ours, golden, where="", tolerance=1e-9):
     """What differs between numbers, rows or dicts of them: [(where, ours, golden)]."""
     if isinstance(golden, dict):
         assert list(ours) == list(golden), where
-        return sum([differences(ours[name], golden[name], f"{where} {name}", tolerance)
-                    for name in golden], [])
+        return sum(
+            [
+                differences(ours[name], golden[name], f"{where} {name}", tolerance)
+                for name in golden
+            ],
+            [],
+        )
     if isinstance(golden, list):
         assert len(ours) == len(golden), where
-        return sum([differences(a, b, f"{where}[{i}]", tolerance)
-                    for i, (a, b) in enumerate(zip(ours, golden))], [])
+        return sum(
+            [
+                differences(a, b, f"{where}[{i}]", tolerance)
+                for i, (a, b) in enumerate(zip(ours, golden))
+            ],
+            [],
+        )
     same = math.isclose(ours, golden, rel_tol=tolerance, abs_tol=tolerance)
     return [] if same else [(where, ours, golden)]
 
@@ -50,15 +64,21 @@ def without_key_biases(params):
     Their gradient is 0 but for rounding, which Adam, dividing by eps, makes 10^8 times larger; so
     they differ in the tenth digit from one machine to the next, PyTorch's too.
     """
-    return {name: x[:len(x) // 3] + x[len(x) // 3 * 2:] if name.endswith("c_attn.bias") else x
-            for name, x in params.items()}
+    return {
+        name: x[: len(x) // 3] + x[len(x) // 3 * 2 :]
+        if name.endswith("c_attn.bias")
+        else x
+        for name, x in params.items()
+    }
 
 
 @every_case
 def test_shapes(case):
     """The parameters have PyTorch's names and shapes."""
-    shapes = {name: (len(x), len(x[0])) if isinstance(x[0], list) else (len(x),)
-              for name, x in case["params"].items()}
+    shapes = {
+        name: (len(x), len(x[0])) if isinstance(x[0], list) else (len(x),)
+        for name, x in case["params"].items()
+    }
     assert microgpt.parameter_shapes(model_of(case).config) == shapes
 
 
@@ -79,9 +99,12 @@ def test_windows_one_by_one(case):
     model, n = model_of(case), 0
     for window in case["windows"]:
         tokens, cache = window[:-1], model.new_cache()
-        golden = case["logits"][n:n + len(tokens)]
+        golden = case["logits"][n : n + len(tokens)]
         assert differences(model(tokens), golden) == []
-        assert differences([model([token], cache=cache)[0] for token in tokens], golden) == []
+        assert (
+            differences([model([token], cache=cache)[0] for token in tokens], golden)
+            == []
+        )
         n += len(tokens)
     assert differences(microgpt.evaluate(model, case["windows"]), case["loss"]) == []
 
@@ -107,10 +130,15 @@ def test_three_steps(case, engine):
         losses.append(loss)
         factors.append(microgpt.clip_factor(gradients, case["limit"]))
         optimizer.step(gradients, lr, factors[-1])
-    assert min(factors) < 1                         # it really was clipped
+    assert min(factors) < 1  # it really was clipped
     assert differences(losses, case["losses"]) == []
     assert differences(factors, case["factors"]) == []
-    assert differences(without_key_biases(model.params), without_key_biases(case["trained"])) == []
+    assert (
+        differences(
+            without_key_biases(model.params), without_key_biases(case["trained"])
+        )
+        == []
+    )
     assert differences(model.params, case["trained"], tolerance=1e-8) == []
 
 
@@ -124,8 +152,12 @@ def test_golden_is_reproducible(tmp_path):
     """PyTorch, where there is one, writes the golden numbers again."""
     pytest.importorskip("torch")
     path = tmp_path / "golden.json"
-    subprocess.run([sys.executable, os.path.join(HERE, "make_golden.py"), str(path)], check=True)
-    for again, case in zip(json.loads(path.read_text(encoding="utf-8")), copy.deepcopy(GOLDEN)):
+    subprocess.run(
+        [sys.executable, os.path.join(HERE, "make_golden.py"), str(path)], check=True
+    )
+    for again, case in zip(
+        json.loads(path.read_text(encoding="utf-8")), copy.deepcopy(GOLDEN)
+    ):
         assert differences(again["trained"], case["trained"], tolerance=1e-8) == []
         for answer in again, case:
             answer["trained"] = without_key_biases(answer["trained"])

@@ -19,15 +19,21 @@ from microgpt import (
 
 
 def flat(x):
-    return [y for item in x for y in flat(item)] if isinstance(x, (list, tuple)) else [x]
+    return (
+        [y for item in x for y in flat(item)] if isinstance(x, (list, tuple)) else [x]
+    )
 
 
 @st.composite
 def models_and_batches(draw):
     n_head = draw(st.integers(1, 3))
-    config = Config(vocab_size=draw(st.integers(1, 6)), block_size=draw(st.integers(1, 6)),
-                    n_layer=draw(st.integers(1, 3)), n_head=n_head,
-                    n_embd=n_head * draw(st.integers(1, 4)))
+    config = Config(
+        vocab_size=draw(st.integers(1, 6)),
+        block_size=draw(st.integers(1, 6)),
+        n_layer=draw(st.integers(1, 3)),
+        n_head=n_head,
+        n_embd=n_head * draw(st.integers(1, 4)),
+    )
     tokens = st.integers(0, config.vocab_size - 1)
     window = st.lists(tokens, min_size=2, max_size=config.block_size + 1)
     model = GPT(config, seed=draw(st.integers(0, 999)))
@@ -70,21 +76,33 @@ def test_packed_windows_get_the_logits_that_they_get_alone():
 
 
 def test_parameters_have_gpt2_names_shapes_and_count():
-    config = Config(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
+    config = Config(
+        vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768
+    )
     shapes = parameter_shapes(config)
-    assert sum(math.prod(shape) for shape in shapes.values()) == 124_439_808     # GPT-2 small
+    assert (
+        sum(math.prod(shape) for shape in shapes.values()) == 124_439_808
+    )  # GPT-2 small
     assert shapes["h.11.attn.c_attn.weight"] == (2304, 768)
     assert shapes["h.0.mlp.c_proj.bias"] == (768,)
-    assert list(shapes)[:2] == ["wte.weight", "wpe.weight"] and list(shapes)[-1] == "ln_f.bias"
+    assert (
+        list(shapes)[:2] == ["wte.weight", "wpe.weight"]
+        and list(shapes)[-1] == "ln_f.bias"
+    )
     model = GPT(Config(vocab_size=5, n_layer=2))
     assert parameter_shapes(model.config) == {
         name: (len(x), len(x[0])) if isinstance(x[0], list) else (len(x),)
-        for name, x in model.params.items()}
+        for name, x in model.params.items()
+    }
     assert parameter_count(model.config) == len(flat(list(model.params.values())))
     parts = ("wte", "wpe", "attn", "mlp", "ln_")
     whole = parameter_count(model.config)
     assert sum(parameter_count(model.config, part) for part in parts) == whole
-    assert parameter_count(model.config, "h.0.") == parameter_count(model.config, "h.1.") > 0
+    assert (
+        parameter_count(model.config, "h.0.")
+        == parameter_count(model.config, "h.1.")
+        > 0
+    )
 
 
 def test_initial_weights_have_gpt2_deviation_at_gpt2_width():
@@ -121,11 +139,18 @@ def test_lifting_leaves_the_floats_alone():
     assert flat(model.params["wte.weight"]) == before
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"vocab_size": 0}, "vocab_size is 0"), ({"block_size": -1}, "block_size is -1"),
-    ({"n_layer": 1.5}, "n_layer is 1.5"), ({"n_head": True}, "n_head is True"),
-    ({"n_embd": "16"}, "n_embd is '16'"), ({"n_embd": 10 ** 7}, "n_embd is 10000000"),
-    ({"n_embd": 10}, "n_embd is 10.*n_head.*4.*try 12")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"block_size": -1}, "block_size is -1"),
+        ({"n_layer": 1.5}, "n_layer is 1.5"),
+        ({"n_head": True}, "n_head is True"),
+        ({"n_embd": "16"}, "n_embd is '16'"),
+        ({"n_embd": 10**7}, "n_embd is 10000000"),
+        ({"n_embd": 10}, "n_embd is 10.*n_head.*4.*try 12"),
+    ],
+)
 def test_impossible_shapes_are_refused_by_name_and_value(change, message):
     with pytest.raises(ValueError, match=message):
         Config(**{"vocab_size": 5, **change})
@@ -151,5 +176,7 @@ def test_positions_beyond_the_block_are_refused():
 def test_ids_outside_the_vocabulary_are_refused(tokens, number):
     model = GPT(Config(vocab_size=3))
     model = model.lift(number) if number else model
-    with pytest.raises(ValueError, match=f"{tokens[0]} is not in 0 to 2: no token or position"):
+    with pytest.raises(
+        ValueError, match=f"{tokens[0]} is not in 0 to 2: no token or position"
+    ):
         model(tokens)

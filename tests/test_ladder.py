@@ -26,7 +26,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import microgpt
-from microgpt import END, GPT, CharTokenizer, Config, Tensor, Value, split_documents, windows
+from microgpt import (
+    END,
+    GPT,
+    CharTokenizer,
+    Config,
+    Tensor,
+    Value,
+    split_documents,
+    windows,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "examples" / "ladder").glob("[0-9]*.py"))
@@ -55,10 +64,14 @@ LETTERS = CharTokenizer(NAMES)
 SIZE = LETTERS.vocab_size
 KNOWN, UNSEEN = split_documents(NAMES, seed=42)
 UNSEEN = UNSEEN[:500]
-SENTENCES = [line.split() for line in microgpt.load_documents(ROOT / "data" / "sentences.txt")]
+SENTENCES = [
+    line.split() for line in microgpt.load_documents(ROOT / "data" / "sentences.txt")
+]
 WORDS = CharTokenizer(SENTENCES).vocab
-READ, NEW = ([s for s in part if "because" in s]
-             for part in split_documents(SENTENCES, 0.25, seed=42))
+READ, NEW = (
+    [s for s in part if "because" in s]
+    for part in split_documents(SENTENCES, 0.25, seed=42)
+)
 
 
 def tokens_of(names):
@@ -100,7 +113,9 @@ def printed(function, *args):
 
 def claims(name, pattern):
     """What the hints at the end of a step claim: the groups of a pattern in them."""
-    hints = re.sub(r"\n#( -)? +", " ", SOURCES[name].partition("# Predict, then run:")[2])
+    hints = re.sub(
+        r"\n#( -)? +", " ", SOURCES[name].partition("# Predict, then run:")[2]
+    )
     return re.search(pattern, hints).groups()
 
 
@@ -134,31 +149,42 @@ def ran(tmp_path_factory):
             while not result.exists() and time.monotonic() < give_up:
                 time.sleep(0.1)
         else:
-            run = subprocess.run([sys.executable, str(STEPS[name])], cwd=folder, env=ENV,
-                                 capture_output=True, encoding="utf-8")
+            run = subprocess.run(
+                [sys.executable, str(STEPS[name])],
+                cwd=folder,
+                env=ENV,
+                capture_output=True,
+                encoding="utf-8",
+            )
             unfinished = folder / "unfinished.json"
             unfinished.write_text(json.dumps([run.returncode, run.stdout, run.stderr]))
             unfinished.rename(result)
         return Run(*json.loads(result.read_text()))
+
     return ran
 
 
 @pytest.fixture(scope="session")
 def result(ran):
     """result(name) -> (parameters, held-out loss), as the step's last line has them."""
+
     def result(name):
         _, parameters, loss = re.search(LAST_LINE, ran(name).output).groups()
         return int(parameters.replace(",", "")), float(loss)
+
     return result
 
 
 def numbers_after(label, text):
     """The numbers of the line that begins with this, as in "die    0.963   3.296"."""
-    line = re.search(rf"(?m)^ *{re.escape(label)} +(-?[\d.]+.*|inf.*|diverges.*)$", text)[1]
+    line = re.search(
+        rf"(?m)^ *{re.escape(label)} +(-?[\d.]+.*|inf.*|diverges.*)$", text
+    )[1]
     return [float(x) for x in re.findall(r"-?\d+\.?\d*|inf", line)]
 
 
 # All steps
+
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_runs_by_itself_and_ends_with_its_result(name, ran):
@@ -173,11 +199,14 @@ def test_there_are_eleven_steps_with_numbers_from_1_on():
 
 def test_readme_has_the_steps_their_questions_and_their_results(result):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    row = (r"(?m)^\| \[(\w+)\]\((examples/ladder/\w+\.py)\) \| (.*) \| ([\d,]+) \| ([\d.]+) "
-           r"\| (.*) \|$")
+    row = (
+        r"(?m)^\| \[(\w+)\]\((examples/ladder/\w+\.py)\) \| (.*) \| ([\d,]+) \| ([\d.]+) "
+        r"\| (.*) \|$"
+    )
     rows = re.findall(row, readme)
     assert [(name, path) for name, path, *_ in rows] == [
-        (name, f"examples/ladder/{path.name}") for name, path in STEPS.items()]
+        (name, f"examples/ladder/{path.name}") for name, path in STEPS.items()
+    ]
     for name, _, question, parameters, loss, seconds in rows:
         first_line = ast.get_docstring(ast.parse(SOURCES[name])).split("\n")[0]
         assert first_line.endswith(f". {question}") and "." not in question
@@ -189,18 +218,25 @@ def test_readme_has_the_steps_their_questions_and_their_results(result):
 
 def test_readme_shows_what_the_commands_of_the_ladder_print(ran):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    listing, die = (re.search(rf"\$ python microgpt\.py {command}\n([^$`]+)", readme)[1]
-                    for command in ("ladder", "ladder die"))
-    for shown, output in ((listing, printed(ladder.main, [])[1]), (die, ran("die").output)):
+    listing, die = (
+        re.search(rf"\$ python microgpt\.py {command}\n([^$`]+)", readme)[1]
+        for command in ("ladder", "ladder die")
+    )
+    for shown, output in (
+        (listing, printed(ladder.main, [])[1]),
+        (die, ran("die").output),
+    ):
         lines = [line for line in shown.splitlines() if line != "..."]
         assert lines and set(lines) <= set(output.splitlines())
 
 
 def test_the_losses_fall_from_step_to_step_where_something_is_gained(result):
     loss = {name: result(name)[1] for name in STEPS}
-    assert loss["die"] > loss["weights"] > loss["nudging"] > loss["pairs"] > loss["window"]
-    assert loss["weights"] == loss["loss"]              # the same weights, by hand
-    assert loss["nudging"] == pytest.approx(loss["value"], abs=0.002)       # the same slopes
+    assert (
+        loss["die"] > loss["weights"] > loss["nudging"] > loss["pairs"] > loss["window"]
+    )
+    assert loss["weights"] == loss["loss"]  # the same weights, by hand
+    assert loss["nudging"] == pytest.approx(loss["value"], abs=0.002)  # the same slopes
     assert loss["window"] > loss["attention"] > loss["gpt"] > loss["memory"]
     assert claims("block", "(On names it is no better than step 8)")
     assert loss["attention"] - 0.01 < loss["block"] < loss["window"]
@@ -208,14 +244,29 @@ def test_the_losses_fall_from_step_to_step_where_something_is_gained(result):
 
 def test_the_parameters_are_as_many_as_the_text_has_numbers(result):
     tokens, wide, hidden = SIZE, 8, 16
-    count = {"die": 0, "weights": tokens, "loss": tokens, "nudging": tokens, "value": tokens,
-             "pairs": tokens ** 2, "window": tokens * (wide + hidden) + 3 * wide * hidden,
-             "attention": (tokens + 16 + 3 * wide) * wide + 2 * wide * hidden + hidden * tokens,
-             "block": (2 * tokens + 16) * wide + 2 * (3 + 1 + 2 + 2) * wide * wide,
-             "gpt": microgpt.parameter_count(Config(tokens))}
+    count = {
+        "die": 0,
+        "weights": tokens,
+        "loss": tokens,
+        "nudging": tokens,
+        "value": tokens,
+        "pairs": tokens**2,
+        "window": tokens * (wide + hidden) + 3 * wide * hidden,
+        "attention": (tokens + 16 + 3 * wide) * wide
+        + 2 * wide * hidden
+        + hidden * tokens,
+        "block": (2 * tokens + 16) * wide + 2 * (3 + 1 + 2 + 2) * wide * wide,
+        "gpt": microgpt.parameter_count(Config(tokens)),
+    }
     padded = [[END, *name, END] for name in KNOWN]
-    count["memory"] = len({tuple(name[max(0, i - n):i + 1]) + (min(n, i),) for name in padded
-                           for i in range(1, len(name)) for n in range(4)})
+    count["memory"] = len(
+        {
+            tuple(name[max(0, i - n) : i + 1]) + (min(n, i),)
+            for name in padded
+            for i in range(1, len(name))
+            for n in range(4)
+        }
+    )
     assert {name: result(name)[0] for name in STEPS} == count
 
 
@@ -226,10 +277,20 @@ def code_lines(source):
         if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)):
             if ast.get_docstring(node):
                 texts |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    no_code = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
-               tokenize.ENDMARKER)
-    lines = {line for token in tokenize.generate_tokens(io.StringIO(source).readline)
-             if token.type not in no_code for line in range(token.start[0], token.end[0] + 1)}
+    no_code = (
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    )
+    lines = {
+        line
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type not in no_code
+        for line in range(token.start[0], token.end[0] + 1)
+    }
     return lines - texts
 
 
@@ -242,7 +303,7 @@ def test_a_step_is_a_page_of_code_that_needs_nothing_else(name):
             modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             modules.add(node.module.split(".")[0])
-    known = getattr(sys, "stdlib_module_names", modules)        # Python 3.10 and later know
+    known = getattr(sys, "stdlib_module_names", modules)  # Python 3.10 and later know
     assert "microgpt" in modules and modules <= {"microgpt", *known}
 
 
@@ -260,9 +321,13 @@ def test_a_step_says_where_it_is_what_is_before_it_and_what_to_try(name):
     named = re.findall(r'"([^"]+)"', pointer)
     assert named and set(named) <= titles
     for chapter, function in re.findall(r'"([^"]+)",(?: whose)? `(\w+)`', pointer):
-        text = re.search(rf"(?ms)^# === \d+\. {chapter} ===.*?(?=^# === |\Z)", MICROGPT)[0]
+        text = re.search(
+            rf"(?ms)^# === \d+\. {chapter} ===.*?(?=^# === |\Z)", MICROGPT
+        )[0]
         assert re.search(rf"(?m)^def {function}\(", text)
-    assert all(hasattr(microgpt, function) for function in re.findall(r"`(\w+)`", pointer))
+    assert all(
+        hasattr(microgpt, function) for function in re.findall(r"`(\w+)`", pointer)
+    )
     joined = source.replace("\n#  ", "")
     assert set(re.findall(r'chapter\s+"([^"]+)"', joined)) <= titles
     assert doc.endswith(".")
@@ -271,16 +336,31 @@ def test_a_step_says_where_it_is_what_is_before_it_and_what_to_try(name):
 
 # 1. The die
 
+
 def test_a_draw_takes_the_token_whose_section_the_dart_hits():
     draw = load("die").draw
     darts = iter([0.0, 0.499, 0.5, 0.749, 0.75, 0.999])
     rng = SimpleNamespace(random=lambda: next(darts))
-    assert [draw([0.0, 0.5, 0.25, 0.0, 0.25], rng) for _ in range(6)] == [1, 1, 2, 2, 4, 4]
-    assert draw([0.3, 0.3], SimpleNamespace(random=lambda: 0.9)) == 1       # a line too short
+    assert [draw([0.0, 0.5, 0.25, 0.0, 0.25], rng) for _ in range(6)] == [
+        1,
+        1,
+        2,
+        2,
+        4,
+        4,
+    ]
+    assert (
+        draw([0.3, 0.3], SimpleNamespace(random=lambda: 0.9)) == 1
+    )  # a line too short
 
 
 def test_draws_follow_the_probabilities():
-    draw, rng, p, n = load("die").draw, random.Random(1), [0.5, 0.25, 0.0, 0.15, 0.1], 20_000
+    draw, rng, p, n = (
+        load("die").draw,
+        random.Random(1),
+        [0.5, 0.25, 0.0, 0.15, 0.1],
+        20_000,
+    )
     counts = Counter(draw(p, rng) for _ in range(n))
     for token, x in enumerate(p):
         assert abs(counts[token] / n - x) <= 4 * math.sqrt(x * (1 - x) / n)
@@ -289,8 +369,10 @@ def test_draws_follow_the_probabilities():
 def test_the_names_of_the_die_are_as_long_as_its_hint_says():
     die, rng = load("die"), random.Random(1)
     lengths = [len(die.write([1 / SIZE] * SIZE, LETTERS.end, rng)) for _ in range(1000)]
-    of_the_die, of_names = claims("die", r"Count 1,000\. \((\d+) letters, .*; (\d\.\d)\.\)")
-    assert says(of_the_die, (1 - 1 / SIZE) * SIZE)              # tokens before one in 27 comes
+    of_the_die, of_names = claims(
+        "die", r"Count 1,000\. \((\d+) letters, .*; (\d\.\d)\.\)"
+    )
+    assert says(of_the_die, (1 - 1 / SIZE) * SIZE)  # tokens before one in 27 comes
     assert abs(sum(lengths) / 1000 - float(of_the_die)) < 4 * 26 / math.sqrt(1000)
     assert says(of_names, sum(map(len, NAMES)) / len(NAMES))
 
@@ -306,7 +388,9 @@ def test_the_die_has_the_loss_of_not_knowing(ran, result):
     assert says(f"{loss}", math.log(SIZE))
     assert f"with {SIZE} sides" in output and f"{loss} = log {SIZE}:\n" in output
     assert f"hesitates between {SIZE}." in output
-    assert load("die").mean_loss([1 / SIZE] * SIZE, tokens_of(UNSEEN)) == close(math.log(SIZE))
+    assert load("die").mean_loss([1 / SIZE] * SIZE, tokens_of(UNSEEN)) == close(
+        math.log(SIZE)
+    )
     assert load("die").mean_loss([0.5, 0.25], [0, 1, 1]) == close(math.log(32) / 3)
 
 
@@ -324,7 +408,10 @@ def test_no_held_out_name_is_learned_from():
 @pytest.mark.parametrize("name", ["die", "weights", "pairs"])
 def test_what_is_shown_as_names_is_eight_rows_of_letters(name, ran):
     rows = ran(name).output.splitlines()[-11:]
-    assert sum(bool(re.fullmatch(r" {4}([a-z]+|\(nothing: .*\))", row)) for row in rows) == 8
+    assert (
+        sum(bool(re.fullmatch(r" {4}([a-z]+|\(nothing: .*\))", row)) for row in rows)
+        == 8
+    )
 
 
 def test_the_real_name_is_one_to_learn_from(ran):
@@ -333,10 +420,13 @@ def test_the_real_name_is_one_to_learn_from(ran):
 
 # 2. The weights
 
+
 def test_choices_draws_as_the_die_does():
     p, one, other = [0.5, 0.25, 0.0, 0.15, 0.1], random.Random(1), random.Random(1)
     draw = load("die").draw
-    assert [draw(p, one) for _ in range(300)] == [other.choices(range(5), p)[0] for _ in range(300)]
+    assert [draw(p, one) for _ in range(300)] == [
+        other.choices(range(5), p)[0] for _ in range(300)
+    ]
 
 
 SCORES = st.lists(st.floats(-20, 20), min_size=1, max_size=9)
@@ -349,20 +439,28 @@ def test_softmax_adds_up_to_1_keeps_the_order_and_ignores_a_constant(scores, con
     assert sum(p) == close(1) and min(p) > 0
     for a, b in itertools.combinations(range(len(scores)), 2):
         assert (p[a] - p[b]) * (scores[a] - scores[b]) >= 0
-        assert math.log(p[a] / p[b]) == close(scores[a] - scores[b])        # 1 more: e times
+        assert math.log(p[a] / p[b]) == close(scores[a] - scores[b])  # 1 more: e times
     assert load("weights").softmax([score + constant for score in scores]) == close(p)
 
 
 def test_the_three_ways_are_as_the_text_under_them_says(ran):
     output, scores = ran("weights").output, [3, 1, 0, -2]
-    plain, squared, softmax = (numbers_after(label, output)
-                               for label in ("score", "score squared", "e^score: softmax"))
+    plain, squared, softmax = (
+        numbers_after(label, output)
+        for label in ("score", "score squared", "e^score: softmax")
+    )
     assert len(plain) == len(squared) == len(softmax) == 4
     assert min(plain) < 0 <= min(squared)
-    assert sorted(squared)[-2] == squared[scores.index(min(scores))]        # the worst is second
-    assert softmax == sorted(softmax, reverse=True) and sum(softmax) == pytest.approx(1, abs=2e-3)
+    assert (
+        sorted(squared)[-2] == squared[scores.index(min(scores))]
+    )  # the worst is second
+    assert softmax == sorted(softmax, reverse=True) and sum(softmax) == pytest.approx(
+        1, abs=2e-3
+    )
     for row, rule in ((plain, float), (squared, lambda x: x * x), (softmax, math.exp)):
-        assert row == pytest.approx([rule(x) / sum(map(rule, scores)) for x in scores], abs=6e-4)
+        assert row == pytest.approx(
+            [rule(x) / sum(map(rule, scores)) for x in scores], abs=6e-4
+        )
 
 
 def by_hand(times=1):
@@ -381,24 +479,36 @@ def test_the_weights_of_the_tokens_are_shown_with_their_probabilities(ran, resul
 
 
 def test_weights_doubled_are_better_and_doubled_again_worse_than_the_die():
-    once, twice, four_times = (surprise(by_hand(times), UNSEEN_SHARES) for times in (1, 2, 4))
+    once, twice, four_times = (
+        surprise(by_hand(times), UNSEEN_SHARES) for times in (1, 2, 4)
+    )
     assert twice < once < math.log(SIZE) < four_times
     module = load("weights")
-    module.WEIGHTS = {token: weight + 10 for token, weight in
-                      {**dict.fromkeys(LETTERS.vocab, 0), **module.WEIGHTS}.items()}
+    module.WEIGHTS = {
+        token: weight + 10
+        for token, weight in {
+            **dict.fromkeys(LETTERS.vocab, 0),
+            **module.WEIGHTS,
+        }.items()
+    }
     _, output = printed(module.main)
-    assert says(re.search(LAST_LINE, output)[3], once)          # 10 more for all: nothing changes
+    assert says(
+        re.search(LAST_LINE, output)[3], once
+    )  # 10 more for all: nothing changes
 
 
 def test_no_weights_are_better_than_the_hint_says():
-    for name, pattern in (("weights", r"Not below (\d\.\d+)\."),
-                          ("nudging", r": loss (\d\.\d+)\.\)")):
-        limit, = claims(name, pattern)
+    for name, pattern in (
+        ("weights", r"Not below (\d\.\d+)\."),
+        ("nudging", r": loss (\d\.\d+)\.\)"),
+    ):
+        (limit,) = claims(name, pattern)
         assert says(limit, surprise(SHARES, UNSEEN_SHARES))
-        assert says(limit, surprise(UNSEEN_SHARES, UNSEEN_SHARES))          # had one seen them
+        assert says(limit, surprise(UNSEEN_SHARES, UNSEEN_SHARES))  # had one seen them
 
 
 # 3. The loss
+
 
 def counts_of(weights):
     return [token for token, n in enumerate(weights) for _ in range(n)]
@@ -417,12 +527,14 @@ def test_1_minus_p_is_best_for_a_bet_and_log_p_for_the_truth(tokens, parts):
     assert step.mean_miss(bet, tokens) == close(1 - max(truth))
     assert step.mean_surprise(truth, tokens) <= step.mean_surprise(p, tokens) + 1e-9
     assert step.mean_surprise(p, tokens) == close(surprise(p, truth))
-    assert step.mean_surprise(bet, tokens) == math.inf          # there is a token of each kind
+    assert step.mean_surprise(bet, tokens) == math.inf  # there is a token of each kind
 
 
 def test_by_1_minus_p_the_best_model_is_the_one_that_writes_aaaa(ran, result):
-    table = {name: numbers_after(name, ran("loss").output)
-             for name in ("die", "weights by hand", "all on the a", "frequencies")}
+    table = {
+        name: numbers_after(name, ran("loss").output)
+        for name in ("die", "weights by hand", "all on the a", "frequencies")
+    }
     misses, surprises = ({name: row[i] for name, row in table.items()} for i in (0, 1))
     assert min(misses, key=misses.get) == "all on the a"
     assert min(surprises, key=surprises.get) == "frequencies"
@@ -430,8 +542,10 @@ def test_by_1_minus_p_the_best_model_is_the_one_that_writes_aaaa(ran, result):
     assert surprises["all on the a"] == math.inf
     assert surprises["weights by hand"] == result("loss")[1] == result("weights")[1]
     assert says(f"{surprises['frequencies']}", surprise(SHARES, UNSEEN_SHARES))
-    expected = [1 - sum(p * share for p, share in zip(model, UNSEEN_SHARES))
-                for model in ([1 / SIZE] * SIZE, by_hand(), [1.0] + [0.0] * (SIZE - 1), SHARES)]
+    expected = [
+        1 - sum(p * share for p, share in zip(model, UNSEEN_SHARES))
+        for model in ([1 / SIZE] * SIZE, by_hand(), [1.0] + [0.0] * (SIZE - 1), SHARES)
+    ]
     assert list(misses.values()) == pytest.approx(expected, abs=6e-4)
 
 
@@ -441,22 +555,30 @@ def test_a_product_of_probabilities_is_a_sum_of_losses(ran):
     assert [token for token, *_ in rows] == [*"anna", "end"]
     for token, percent, miss, minus_log in rows:
         p = weights[LETTERS.vocab.get(token, LETTERS.end)]
-        assert says(percent, 100 * p) and says(miss, 1 - p) and says(minus_log, -math.log(p))
-    product, total = re.search(r"product of the p, ([\d.e-]+), .* its -log, ([\d.]+); .* fifth",
-                               output.replace("\n", " ")).groups()
+        assert (
+            says(percent, 100 * p)
+            and says(miss, 1 - p)
+            and says(minus_log, -math.log(p))
+        )
+    product, total = re.search(
+        r"product of the p, ([\d.e-]+), .* its -log, ([\d.]+); .* fifth",
+        output.replace("\n", " "),
+    ).groups()
     assert sum(float(row[3]) for row in rows) == pytest.approx(float(total), abs=5e-3)
     assert -math.log(float(product)) == pytest.approx(float(total), abs=0.01)
 
 
 def test_the_numbers_in_the_hints_of_the_loss_are_right():
     loss = surprise(by_hand(), UNSEEN_SHARES)
-    average, among = claims("loss", r"e\^-loss = ([\d.]+) .* 1 / [\d.]+ = (\d+) equally")
+    average, among = claims(
+        "loss", r"e\^-loss = ([\d.]+) .* 1 / [\d.]+ = (\d+) equally"
+    )
     assert says(average, math.exp(-loss)) and says(among, math.exp(loss))
     assert says(*claims("loss", r"are ([\d.]+) times as large"), 1 / math.log(2))
     cautious = [1 - 0.001 * (SIZE - 1)] + [0.001] * (SIZE - 1)
     loss = load("loss").mean_surprise(cautious, tokens_of(UNSEEN))
     assert says(*claims("loss", r"each other token\. \(A loss of (\d\.\d+)"), loss)
-    assert loss > math.log(SIZE)                                # still the worst
+    assert loss > math.log(SIZE)  # still the worst
 
 
 @given(st.floats(0.05, 0.95), st.floats(0.01, 0.99))
@@ -466,7 +588,8 @@ def test_one_share_has_a_straight_line_and_a_valley(s, p):
     step, tokens, s = load("loss"), [0] * n + [1] * (20 - n), n / 20
     assert step.mean_miss([p, 1 - p], tokens) == close(s * (1 - p) + (1 - s) * p)
     assert step.mean_surprise([p, 1 - p], tokens) == close(
-        -s * math.log(p) - (1 - s) * math.log(1 - p))
+        -s * math.log(p) - (1 - s) * math.log(1 - p)
+    )
 
 
 # 4. Nudging, and 5. Value
@@ -481,7 +604,9 @@ def test_a_slope_is_p_minus_share_by_nudging_and_backward_alike(weights):
     step, exps = load("value"), [math.exp(weight) for weight in weights]
     p = [e / sum(exps) for e in exps]
     slopes = [a - b for a, b in zip(p, FIVE)]
-    assert load("nudging").gradient_by_nudging(weights, FIVE) == pytest.approx(slopes, abs=1e-7)
+    assert load("nudging").gradient_by_nudging(weights, FIVE) == pytest.approx(
+        slopes, abs=1e-7
+    )
     assert step.gradient_by_nudging(weights, FIVE) == pytest.approx(slopes, abs=1e-7)
     assert step.gradient_by_backward(weights, FIVE) == close(slopes)
     for name in ("nudging", "value"):
@@ -502,16 +627,24 @@ def test_nudging_goes_down_to_the_frequencies(ran, result):
     output = ran("nudging").output
     rows = [[float(x) for x in line.split()] for line in output.splitlines()[1:8]]
     losses = [row[1] for row in rows]
-    assert losses == sorted(losses, reverse=True) and [rows[0][0], rows[-1][0]] == [0, 100]
-    assert says(f"{losses[0]}", math.log(SIZE)) and losses[-1] - surprise(SHARES, SHARES) < 0.001
+    assert losses == sorted(losses, reverse=True) and [rows[0][0], rows[-1][0]] == [
+        0,
+        100,
+    ]
+    assert (
+        says(f"{losses[0]}", math.log(SIZE))
+        and losses[-1] - surprise(SHARES, SHARES) < 0.001
+    )
     for column, token in ((2, "a"), (4, "q")):
         share = SHARES[LETTERS.vocab[token]]
         assert rows[0][column] == pytest.approx(1 / SIZE - share, abs=6e-5)
         sizes = [abs(row[column]) for row in rows]
-        assert sizes == sorted(sizes, reverse=True)             # and rests when p is right
+        assert sizes == sorted(sizes, reverse=True)  # and rests when p is right
     p, share = re.search(r"a has ([\d.]+)%, in the names ([\d.]+)%", output).groups()
     assert p == share and says(share, 100 * SHARES[0])
-    assert result("nudging")[1] == pytest.approx(surprise(SHARES, UNSEEN_SHARES), abs=0.002)
+    assert result("nudging")[1] == pytest.approx(
+        surprise(SHARES, UNSEEN_SHARES), abs=0.002
+    )
 
 
 def test_a_step_by_nudging_takes_two_losses_for_every_weight(ran):
@@ -520,24 +653,34 @@ def test_a_step_by_nudging_takes_two_losses_for_every_weight(ran):
     step.loss_of = lambda *args: calls.append(args) or loss_of(*args)
     step.gradient_by_nudging([0.0] * SIZE, SHARES)
     assert len(calls) == 2 * SIZE
-    assert f"took {2 * SIZE * step.STEPS:,} losses for {step.STEPS} steps" in ran("nudging").output
+    assert (
+        f"took {2 * SIZE * step.STEPS:,} losses for {step.STEPS} steps"
+        in ran("nudging").output
+    )
 
 
 def test_a_rate_of_1_is_ten_times_slower_and_one_of_100_never_settles():
     step = load("nudging")
-    usual, slow, wild = (descent(step, rate, 101)[0] for rate in (step.RATE, 1.0, 100.0))
+    usual, slow, wild = (
+        descent(step, rate, 101)[0] for rate in (step.RATE, 1.0, 100.0)
+    )
     assert step.RATE == 10 and slow == sorted(slow, reverse=True)
     for i in (20, 50, 100):
         assert slow[i] == pytest.approx(usual[i // 10], abs=0.02)
     rises = [b > a for a, b in zip(wild[-30:], wild[-29:])]
-    assert wild[1] > wild[0] and min(wild[1:]) > 2 * wild[0] and any(rises) and not all(rises)
+    assert (
+        wild[1] > wild[0]
+        and min(wild[1:]) > 2 * wild[0]
+        and any(rises)
+        and not all(rises)
+    )
 
 
 def test_with_a_tiny_nudge_the_slopes_come_in_jumps_and_end_as_noise():
     step = load("nudging", NUDGE=1e-13)
-    jump, = claims("nudging", r"in jumps of ([\d.]+),")
+    (jump,) = claims("nudging", r"in jumps of ([\d.]+),")
     slopes = step.gradient_by_nudging([0.0] * SIZE, SHARES)
-    digit = 2 ** -51                                # the last of a number from 2 to 4
+    digit = 2**-51  # the last of a number from 2 to 4
     assert says(jump, digit / (2 * step.NUDGE))
     for slope in slopes:
         jumps = slope * 2 * step.NUDGE / digit
@@ -561,24 +704,31 @@ def test_the_table_of_step_5_shows_the_same_slopes_twice(ran):
 
 def test_ways_are_multiplied_along_and_added_up(ran):
     """What the text counts by hand: d grows with b by 3, with a by 6. And b * c is 8 a^2."""
-    shown = re.search(r"slope of d by a is ([\d.]+), by b ([\d.]+)\.", ran("value").output).groups()
+    shown = re.search(
+        r"slope of d by a is ([\d.]+), by b ([\d.]+)\.", ran("value").output
+    ).groups()
     assert list(map(float, shown)) == [2 + 2 * 2, 1 + 2]
     a = Value(3.0)
     (2 * a * (4 * a)).backward()
-    said, = claims("value", r"at 3\? \(d is .* 16a, (\d+)\.\)")
+    (said,) = claims("value", r"at 3\? \(d is .* 16a, (\d+)\.\)")
     assert a.grad == float(said) == 16 * 3
     _, output = printed(load("value", ("d = b + c\n", "d = b * c\n"), STEPS=0).main)
     assert f"by a is {a.grad}" in output
 
 
 def test_a_spoiled_slope_of_exp_shows_only_away_from_zero(monkeypatch):
-    monkeypatch.setattr(Value, "exp", lambda self: Value(math.exp(self.data), (self,), (1.0,)))
+    monkeypatch.setattr(
+        Value, "exp", lambda self: Value(math.exp(self.data), (self,), (1.0,))
+    )
     step = load("value")
 
     def differences(weights):
-        pairs = zip(step.gradient_by_nudging(weights, SHARES),
-                    step.gradient_by_backward(weights, SHARES))
+        pairs = zip(
+            step.gradient_by_nudging(weights, SHARES),
+            step.gradient_by_backward(weights, SHARES),
+        )
         return [abs(a - b) for a, b in pairs]
+
     assert max(differences([0.0] * SIZE)) < 1e-8
     shown = differences([0.1 * i for i in range(SIZE)])
     assert min(shown[i] for i in LETTERS.encode("aeiouqz")) > 1e-3
@@ -586,10 +736,18 @@ def test_a_spoiled_slope_of_exp_shows_only_away_from_zero(monkeypatch):
 
 # 6. Pairs
 
+
 def test_pairs_are_counted_from_the_beginning_of_a_name_to_its_end():
     pairs = load("pairs").pairs_of(["aba", "b"], LETTERS)
     end = LETTERS.end
-    assert pairs == {(end, 0): 1, (0, 1): 1, (1, 0): 1, (0, end): 1, (end, 1): 1, (1, end): 1}
+    assert pairs == {
+        (end, 0): 1,
+        (0, 1): 1,
+        (1, 0): 1,
+        (0, end): 1,
+        (end, 1): 1,
+        (1, end): 1,
+    }
 
 
 def test_counted_weights_give_the_frequencies_of_counts_one_too_many():
@@ -603,16 +761,23 @@ def test_counted_weights_give_the_frequencies_of_counts_one_too_many():
 
 def test_learned_pairs_come_to_the_same_as_counted_ones(ran, result):
     output, step = ran("pairs").output, load("pairs")
-    learned, counted = (float(re.search(rf"(?m)^{name}: held-out loss ([\d.]+)$", output)[1])
-                        for name in ("learned", "counted"))
+    learned, counted = (
+        float(re.search(rf"(?m)^{name}: held-out loss ([\d.]+)$", output)[1])
+        for name in ("learned", "counted")
+    )
     pairs = step.pairs_of(KNOWN, LETTERS)
     exact = step.loss_of(step.count(pairs, SIZE), step.pairs_of(UNSEEN, LETTERS))
     assert says(f"{counted:.3f}", exact) and abs(learned - counted) < 0.01
     assert result("pairs")[1] == learned < 2.61
     losses = [float(x) for x in re.findall(r"step +\d+  loss ([\d.]+)", output)]
-    assert losses == sorted(losses, reverse=True) and says(f"{losses[0]:.3f}", math.log(SIZE))
-    shown = [re.findall(r"(\w+) ([\d.]+)%", line) for line in re.findall("after [aq]: .*", output)]
-    assert [row[0][0] for row in shown] == ["end", "u"] * 2     # a often ends a name; qu
+    assert losses == sorted(losses, reverse=True) and says(
+        f"{losses[0]:.3f}", math.log(SIZE)
+    )
+    shown = [
+        re.findall(r"(\w+) ([\d.]+)%", line)
+        for line in re.findall("after [aq]: .*", output)
+    ]
+    assert [row[0][0] for row in shown] == ["end", "u"] * 2  # a often ends a name; qu
     for likeliest in shown:
         percents = [float(x) for _, x in likeliest]
         assert percents == sorted(percents, reverse=True) and len(percents) == 5
@@ -622,29 +787,46 @@ def test_twenty_steps_learn_most_of_the_pairs_but_not_what_follows_a_q():
     step = load("pairs", STEPS=20)
     pairs, unseen = step.pairs_of(KNOWN, LETTERS), step.pairs_of(UNSEEN, LETTERS)
     table, _ = printed(step.learn, pairs, SIZE)
-    loss, counted = step.loss_of(table, unseen), step.loss_of(step.count(pairs, SIZE), unseen)
-    assert math.log(SIZE) - loss > 0.8 * (math.log(SIZE) - counted)         # most of it
-    a, q = (sum(abs(x - y) for x, y in zip(microgpt.softmax(table[i]),
-                                           microgpt.softmax(step.count(pairs, SIZE)[i])))
-            for i in LETTERS.encode("aq"))
+    loss, counted = (
+        step.loss_of(table, unseen),
+        step.loss_of(step.count(pairs, SIZE), unseen),
+    )
+    assert math.log(SIZE) - loss > 0.8 * (math.log(SIZE) - counted)  # most of it
+    a, q = (
+        sum(
+            abs(x - y)
+            for x, y in zip(
+                microgpt.softmax(table[i]), microgpt.softmax(step.count(pairs, SIZE)[i])
+            )
+        )
+        for i in LETTERS.encode("aq")
+    )
     assert q > 10 * a
     assert says(*claims("pairs", r"Most of it: ([\d.]+)\."), loss)
 
 
 def test_the_hints_of_the_pairs_count_right():
     what, n = claims("pairs", r"One (letter|token) in ([\d,]+) is a q")
-    every = SHARES[LETTERS.vocab["q"]] / (1 if what == "token" else 1 - SHARES[LETTERS.end])
+    every = SHARES[LETTERS.vocab["q"]] / (
+        1 if what == "token" else 1 - SHARES[LETTERS.end]
+    )
     assert 1 / every == pytest.approx(float(n.replace(",", "")), rel=0.02)
-    each, = claims("pairs", r"27\^10, which is ([\d,]+) for every human being")
-    assert 8.0e9 < SIZE ** 10 / int(each.replace(",", "")) < 8.5e9
+    (each,) = claims("pairs", r"27\^10, which is ([\d,]+) for every human being")
+    assert 8.0e9 < SIZE**10 / int(each.replace(",", "")) < 8.5e9
 
 
 # 7. The window
 
+
 def test_a_window_is_three_tokens_and_the_next():
     step = load("window")
     vocab = {"a": 0, "b": 1, "e": 2, END: 3}
-    assert step.windows_of("abe", vocab) == [[3, 3, 3, 0], [3, 3, 0, 1], [3, 0, 1, 2], [0, 1, 2, 3]]
+    assert step.windows_of("abe", vocab) == [
+        [3, 3, 3, 0],
+        [3, 3, 0, 1],
+        [3, 0, 1, 2],
+        [0, 1, 2, 3],
+    ]
 
 
 def cosine(params, vocab, a, b):
@@ -657,7 +839,9 @@ def shown_neighbours(output):
     rows = re.findall(r"(?m)^ *(\S+):((?: \S+ -?\d\.\d\d ?)+)$", output)
     for _, row in rows:
         nearness = [float(x) for x in re.findall(r"-?\d\.\d\d", row)]
-        assert nearness == sorted(nearness, reverse=True) and max(map(abs, nearness)) <= 1
+        assert (
+            nearness == sorted(nearness, reverse=True) and max(map(abs, nearness)) <= 1
+        )
     return {token: row.split()[::2] for token, row in rows}
 
 
@@ -678,16 +862,22 @@ def test_cats_are_nearer_to_dogs_than_to_cars_with_every_seed(seed):
     params = step.train(SENTENCES, WORDS)
     for animal in ANIMALS[1:]:
         for car in CLASSES["CAR"]:
-            assert cosine(params, WORDS, "cats", animal) > cosine(params, WORDS, "cats", car)
+            assert cosine(params, WORDS, "cats", animal) > cosine(
+                params, WORDS, "cats", car
+            )
     _, output = printed(step.show_neighbours, ["cats"], params, WORDS)
     near = shown_neighbours(output)["cats"]
-    others = {word: cosine(params, WORDS, "cats", word) for word in WORDS if word != "cats"}
+    others = {
+        word: cosine(params, WORDS, "cats", word) for word in WORDS if word != "cats"
+    }
     assert near == sorted(others, key=others.get, reverse=True)[:5]
 
 
 def loss_on_unseen(step, params):
-    total = sum(step.loss_of(params, step.windows_of(name, LETTERS.vocab)) * (len(name) + 1)
-                for name in UNSEEN)
+    total = sum(
+        step.loss_of(params, step.windows_of(name, LETTERS.vocab)) * (len(name) + 1)
+        for name in UNSEEN
+    )
     return total / len(tokens_of(UNSEEN))
 
 
@@ -695,48 +885,72 @@ THIRD = '    hidden = add(hidden, linear(embedding(params["wte"], third), params
 SHARED = ('"from_second"]', '"from_first"]'), ('"from_third"]', '"from_first"]')
 
 
-@pytest.mark.parametrize("edits, pattern", [
-    ([(THIRD, "")], r"out of `loss_of`\. \((\d\.\d+): worse than pairs"),
-    (SHARED, r'go through "from_first"\. \((\d\.\d+):'),
-    ([("gelu(hidden)", "hidden")], r"`gelu` out\. \((\d\.\d+) instead of")])
+@pytest.mark.parametrize(
+    "edits, pattern",
+    [
+        ([(THIRD, "")], r"out of `loss_of`\. \((\d\.\d+): worse than pairs"),
+        (SHARED, r'go through "from_first"\. \((\d\.\d+):'),
+        ([("gelu(hidden)", "hidden")], r"`gelu` out\. \((\d\.\d+) instead of"),
+    ],
+)
 def test_a_window_that_lacks_something_has_the_loss_of_its_hint(edits, pattern, result):
     step = load("window", *edits)
     loss = loss_on_unseen(step, step.train(KNOWN, LETTERS.vocab))
     assert says(*claims("window", pattern), loss)
     assert (loss > result("pairs")[1]) == ("gelu" not in pattern)
-    assert says(*claims("window", r"`gelu` out\. \(\S+ instead of (\d\.\d+):"), result("window")[1])
+    assert says(
+        *claims("window", r"`gelu` out\. \(\S+ instead of (\d\.\d+):"),
+        result("window")[1],
+    )
 
 
 def test_if_all_weights_were_0_all_slopes_would_be_too():
     step = load("window", STEPS=0)
-    tensors = {name: Tensor([[0.0 for _ in row] for row in table])
-               for name, table in step.train(KNOWN, LETTERS.vocab).items()}
+    tensors = {
+        name: Tensor([[0.0 for _ in row] for row in table])
+        for name, table in step.train(KNOWN, LETTERS.vocab).items()
+    }
     step.loss_of(tensors, step.windows_of("anna", LETTERS.vocab)).backward()
-    assert all(slope == 0 for table in microgpt.gradients(tensors).values()
-               for row in table for slope in row)
+    assert all(
+        slope == 0
+        for table in microgpt.gradients(tensors).values()
+        for row in table
+        for slope in row
+    )
 
 
 # Steps 7 to 9, trained for a few steps only: is the last line of the held-out names?
+
 
 def short(name):
     """-> (a step whose training on names is cut short, what it should give: names -> loss)"""
     if name == "window":
         step = load(name, STEPS=100)
         params = step.train(KNOWN, LETTERS.vocab)
-        return step, lambda names: float(step.loss_of(
-            params, [w for x in names for w in step.windows_of(x, LETTERS.vocab)]))
+        return step, lambda names: float(
+            step.loss_of(
+                params, [w for x in names for w in step.windows_of(x, LETTERS.vocab)]
+            )
+        )
     if name == "attention":
         step = load(name, (", 800)", ", 10)"), STEPS=1)
         params = step.train(step.windows_of(KNOWN, LETTERS.vocab), SIZE, 10)
 
         def loss(names):
-            tokens, positions, targets = microgpt.pack(step.windows_of(names, LETTERS.vocab))
-            return microgpt.cross_entropy(step.logits_of(params, tokens, positions), targets)
+            tokens, positions, targets = microgpt.pack(
+                step.windows_of(names, LETTERS.vocab)
+            )
+            return microgpt.cross_entropy(
+                step.logits_of(params, tokens, positions), targets
+            )
+
         return step, loss
     step = load(name, (", 300, ", ", 1, "), (", 800)\n", ", 10)\n"))
     step.ProcessPoolExecutor = lambda: ThreadPoolExecutor(1)
     known = step.windows_of(KNOWN, LETTERS.vocab)
-    return step, lambda names: step.learn(known, step.windows_of(names, LETTERS.vocab), SIZE, 10)[1]
+    return step, lambda names: step.learn(
+        known, step.windows_of(names, LETTERS.vocab), SIZE, 10
+    )[1]
 
 
 @pytest.mark.parametrize("name", ["window", "attention", "block"])
@@ -744,10 +958,11 @@ def test_the_last_line_is_the_loss_on_the_500_held_out_names(name):
     step, loss = short(name)
     _, output = printed(step.main)
     assert says(re.search(LAST_LINE, output)[3], loss(UNSEEN))
-    assert abs(loss(UNSEEN) - loss(KNOWN[:500])) > 0.001        # others would have shown
+    assert abs(loss(UNSEEN) - loss(KNOWN[:500])) > 0.001  # others would have shown
 
 
 # 8. Attention
+
 
 def random_params(step, without=None, seed=0):
     """As they are before the first step, with larger logits."""
@@ -758,7 +973,9 @@ def random_params(step, without=None, seed=0):
 
 
 def logits(step, params, words):
-    return step.logits_of(params, [WORDS[END], *(WORDS[x] for x in words)], range(len(words) + 1))
+    return step.logits_of(
+        params, [WORDS[END], *(WORDS[x] for x in words)], range(len(words) + 1)
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -767,8 +984,10 @@ def test_without_positions_dogs_chase_cats_is_cats_chase_dogs(seed):
     (a, b), verb = rng.sample(ANIMALS, 2), rng.choice(VERBS)
     for without in ("wpe", None):
         params = random_params(step, without, seed)
-        one, other = (logits(step, params, [*words, "because"])[-1]
-                      for words in ((a, verb, b), (b, verb, a)))
+        one, other = (
+            logits(step, params, [*words, "because"])[-1]
+            for words in ((a, verb, b), (b, verb, a))
+        )
         difference = max(abs(x - y) for x, y in zip(one, other))
         assert difference < 1e-12 if without else difference > 1e-3
 
@@ -782,7 +1001,7 @@ def test_without_positions_log_2_is_the_best_that_there_is(seed):
         p, _ = step.who_plays(params, WORDS, a, VERBS[seed], b)
         losses.append(-math.log(p[WORDS[a]]))
     assert sum(losses) / 2 >= math.log(2)
-    limit, = claims("attention", r"Not below log 2 = ([\d.]+):")
+    (limit,) = claims("attention", r"Not below log 2 = ([\d.]+):")
     assert says(limit, math.log(2))
 
 
@@ -796,7 +1015,13 @@ def test_who_plays_tells_probabilities_and_the_weights_of_the_four_words():
     tokens = [WORDS[x] for x in (END, "cats", "see", "mice", "because")]
     step.logits_of(params, tokens, range(5), heads)
     assert weights == heads[0][4][1:] and len(weights) == 4
-    assert [len(row) for row in heads[0]] == [1, 2, 3, 4, 5]    # later words are not among them
+    assert [len(row) for row in heads[0]] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]  # later words are not among them
     assert sum(weights) + heads[0][4][0] == close(1)
 
 
@@ -809,7 +1034,9 @@ def test_what_comes_later_changes_nothing(name):
     whole = rows_of(step.logits_of(params, tokens, range(6), *extra))
     for n in range(1, 6):
         part = rows_of(step.logits_of(params, tokens[:n], range(n), *extra))
-        assert [x for row in part for x in row] == close([x for row in whole[:n] for x in row])
+        assert [x for row in part for x in row] == close(
+            [x for row in whole[:n] for x in row]
+        )
 
 
 def rows_of(x):
@@ -818,19 +1045,27 @@ def rows_of(x):
 
 def test_attention_looks_at_the_subject_and_is_right_in_new_sentences(ran):
     with_positions, without = ran("attention").output.split("Without positions:")
-    row = re.compile(r"(?m)^ +(\w+) (\d+)%  (\w+) (\d+)%  (\w+) (\d+)%  because (\d+)%  "
-                     r"-> (\w+) ([\d.]+)%, (\w+) ([\d.]+)%$")
+    row = re.compile(
+        r"(?m)^ +(\w+) (\d+)%  (\w+) (\d+)%  (\w+) (\d+)%  because (\d+)%  "
+        r"-> (\w+) ([\d.]+)%, (\w+) ([\d.]+)%$"
+    )
     first, exchanged = row.findall(with_positions)
-    assert [first[0], first[4]] == [exchanged[4], exchanged[0]] and list(first[:5:2]) in [
-        s[:3] for s in NEW]
+    assert [first[0], first[4]] == [exchanged[4], exchanged[0]] and list(
+        first[:5:2]
+    ) in [s[:3] for s in NEW]
     for a, weight, _, verb, b, other, because, right, p, wrong, q in (first, exchanged):
         assert (a, b) == (right, wrong) and float(p) > 90 > 10 > float(q)
-        assert int(weight) > 80 and int(weight) + int(verb) + int(other) + int(because) <= 102
-    first, exchanged = row.findall(without)                     # the same of both
+        assert (
+            int(weight) > 80
+            and int(weight) + int(verb) + int(other) + int(because) <= 102
+        )
+    first, exchanged = row.findall(without)  # the same of both
     assert (first[8], first[10]) == (exchanged[10], exchanged[8])
     assert (first[1], first[5]) == (exchanged[5], exchanged[1])
-    loss, loss_without = (float(re.search(r"right animal in unseen sentences: ([\d.]+)", x)[1])
-                          for x in (with_positions, without))
+    loss, loss_without = (
+        float(re.search(r"right animal in unseen sentences: ([\d.]+)", x)[1])
+        for x in (with_positions, without)
+    )
     assert loss < 0.1 < math.log(2) < loss_without
 
 
@@ -838,13 +1073,17 @@ def test_attention_looks_at_the_subject_and_is_right_in_new_sentences(ran):
 def test_after_so_it_looks_at_the_second_animal_unless_it_is_stuck(seed):
     step = load("attention", WORD="so")
     step.SEED = seed or step.SEED
-    read, new = ([s for s in part if "so" in s]
-                 for part in split_documents(SENTENCES, 0.25, seed=42))
+    read, new = (
+        [s for s in part if "so" in s]
+        for part in split_documents(SENTENCES, 0.25, seed=42)
+    )
     params = step.train(step.windows_of(read, WORDS), len(WORDS), step.STEPS)
     told = [(s, *step.who_plays(params, WORDS, *s[:3])) for s in new]
     loss = sum(-math.log(p[WORDS[s[2]]]) for s, p, _ in told) / len(new)
     at_second = sum(weights[2] for *_, weights in told) / len(new)
-    assert claims("attention", "(At the second animal, .* But with SEED = 1 it does not find it)")
+    assert claims(
+        "attention", "(At the second animal, .* But with SEED = 1 it does not find it)"
+    )
     if seed:
         assert loss > math.log(len(ANIMALS)) and at_second < 0.1
     else:
@@ -853,19 +1092,32 @@ def test_after_so_it_looks_at_the_second_animal_unless_it_is_stuck(seed):
 
 # 9. The block
 
+
 def block_params(seed=0, n_layer=2):
     rng, C = random.Random(seed), 8
     shapes = {"wte": (len(WORDS), C), "wpe": (16, C), "out": (len(WORDS), C)}
     for i in range(n_layer):
-        shapes.update({f"h.{i}.attn.c_attn": (3 * C, C), f"h.{i}.attn.c_proj": (C, C),
-                       f"h.{i}.mlp.c_fc": (2 * C, C), f"h.{i}.mlp.c_proj": (C, 2 * C)})
-    return {name: Tensor([[rng.gauss(0, 0.5) for _ in range(n_in)] for _ in range(n_out)])
-            for name, (n_out, n_in) in shapes.items()}
+        shapes.update(
+            {
+                f"h.{i}.attn.c_attn": (3 * C, C),
+                f"h.{i}.attn.c_proj": (C, C),
+                f"h.{i}.mlp.c_fc": (2 * C, C),
+                f"h.{i}.mlp.c_proj": (C, 2 * C),
+            }
+        )
+    return {
+        name: Tensor([[rng.gauss(0, 0.5) for _ in range(n_in)] for _ in range(n_out)])
+        for name, (n_out, n_in) in shapes.items()
+    }
 
 
 def block_logits(without=None, first="cats", params=None):
     tokens = [WORDS[x] for x in (END, first, "see", "mice", "because")]
-    return load("block").logits_of(params or block_params(), tokens, range(5), without).data[-1]
+    return (
+        load("block")
+        .logits_of(params or block_params(), tokens, range(5), without)
+        .data[-1]
+    )
 
 
 def test_every_part_of_the_block_is_removed_alone():
@@ -900,14 +1152,23 @@ def test_a_block_is_one_of_a_gpt_whose_gains_and_biases_are_fixed():
 
 def test_the_table_says_what_each_part_is_good_for(ran):
     output = ran("block").output
-    complete, attention, residuals = (numbers_after(label, output)[0] for label in (
-        "complete", "without attention", "without residuals"))
+    complete, attention, residuals = (
+        numbers_after(label, output)[0]
+        for label in ("complete", "without attention", "without residuals")
+    )
     assert complete < attention < residuals
     assert re.search(r"(?m)^    without layer norm +diverges$", output)
-    for part in ("hidden layers", "several heads"):             # hardly needed
-        assert abs(numbers_after(f"without {part}", output)[0] - complete) < attention - complete
-    grammar_knows, = re.search(r"who knows the grammar has ([\d.]+):", output).groups()
-    assert says(grammar_knows, math.log(len(READ) + len(NEW)) / 7)      # 6 words and the end
+    for part in ("hidden layers", "several heads"):  # hardly needed
+        assert (
+            abs(numbers_after(f"without {part}", output)[0] - complete)
+            < attention - complete
+        )
+    (grammar_knows,) = re.search(
+        r"who knows the grammar has ([\d.]+):", output
+    ).groups()
+    assert says(
+        grammar_knows, math.log(len(READ) + len(NEW)) / 7
+    )  # 6 words and the end
     assert complete > float(grammar_knows)
 
 
@@ -919,39 +1180,57 @@ def learn(part, steps=300, **constants):
 
 
 def test_hidden_layers_and_heads_are_hardly_needed():
-    complete, attention, *others = (learn(part, SEED=2) for part in (
-        None, "attention", "hidden layers", "several heads"))
+    complete, attention, *others = (
+        learn(part, SEED=2)
+        for part in (None, "attention", "hidden layers", "several heads")
+    )
     assert all(abs(loss - complete) < 0.5 * (attention - complete) for loss in others)
 
 
 @pytest.mark.parametrize("seed", [2, 3])
 def test_attention_residuals_and_layer_norm_are_missed_with_every_seed(seed):
-    complete, attention, residuals = (learn(part, SEED=seed)
-                                      for part in (None, "attention", "residuals"))
+    complete, attention, residuals = (
+        learn(part, SEED=seed) for part in (None, "attention", "residuals")
+    )
     assert complete < attention < residuals
     assert math.isnan(learn("layer norm", 60, SEED=seed))
 
 
 def test_residuals_matter_the_more_the_more_layers_there_are(ran):
-    said = claims("block", r"learned: ([\d.]+)\. With one block it is ([\d.]+), against ([\d.]+):")
-    four_without, one_without, one = (learn(part, N_LAYER=n) for part, n in (
-        ("residuals", 4), ("residuals", 1), (None, 1)))
+    said = claims(
+        "block", r"learned: ([\d.]+)\. With one block it is ([\d.]+), against ([\d.]+):"
+    )
+    four_without, one_without, one = (
+        learn(part, N_LAYER=n)
+        for part, n in (("residuals", 4), ("residuals", 1), (None, 1))
+    )
     assert all(map(says, said, (four_without, one_without, one)))
-    two_without, two = (numbers_after(label, ran("block").output)[0]
-                        for label in ("without residuals", "complete"))
-    assert four_without > two_without and two_without - two > 2 * (one_without - one) > 0
+    two_without, two = (
+        numbers_after(label, ran("block").output)[0]
+        for label in ("without residuals", "complete")
+    )
+    assert (
+        four_without > two_without and two_without - two > 2 * (one_without - one) > 0
+    )
 
 
 def test_with_short_steps_the_best_is_the_one_without_layer_norm(ran):
-    rate, said = claims("block", r"RATE = (\S+), without layer norm: \((\d\.\d+), the best of all")
-    losses = {part: learn(part, RATE=float(rate))       # of the others these two come nearest
-              for part in (None, "several heads", "layer norm")}
-    assert min(losses, key=losses.get) == "layer norm" and says(said, losses["layer norm"])
-    complete, = numbers_after("complete", ran("block").output)
-    assert complete < losses["layer norm"] < complete + 0.1     # "little worse"
+    rate, said = claims(
+        "block", r"RATE = (\S+), without layer norm: \((\d\.\d+), the best of all"
+    )
+    losses = {
+        part: learn(part, RATE=float(rate))  # of the others these two come nearest
+        for part in (None, "several heads", "layer norm")
+    }
+    assert min(losses, key=losses.get) == "layer norm" and says(
+        said, losses["layer norm"]
+    )
+    (complete,) = numbers_after("complete", ran("block").output)
+    assert complete < losses["layer norm"] < complete + 0.1  # "little worse"
 
 
 # 10. The GPT
+
 
 def test_adam_does_not_notice_the_units_and_plain_descent_does(ran):
     text = ran("gpt").output
@@ -960,7 +1239,7 @@ def test_adam_does_not_notice_the_units_and_plain_descent_does(ran):
     assert len(adam) == len(plain) == 3
     assert max(map(float, adam)) - min(map(float, adam)) <= 1e-3
     assert plain[1] == "diverges" and float(plain[2]) > float(plain[0]) + 0.1
-    assert abs(float(plain[0]) - float(adam[0])) < 0.1          # with such a rate it keeps up
+    assert abs(float(plain[0]) - float(adam[0])) < 0.1  # with such a rate it keeps up
     losses = [float(x) for x in re.findall(r"step \d+  loss ([\d.]+)", text)]
     assert len(losses) == 5 and losses == sorted(losses, reverse=True)
 
@@ -968,14 +1247,23 @@ def test_adam_does_not_notice_the_units_and_plain_descent_does(ran):
 def test_adam_is_what_the_text_says():
     """Two averages, with these numbers; a step as long as the rate, whatever the slopes' size."""
     doc = ast.get_docstring(ast.parse(SOURCES["gpt"]))
-    formulas = re.sub(r" +# .*", "", "\n".join(re.findall(r"(?m)^    (\w+ -?= .*)$", doc)))
+    formulas = re.sub(
+        r" +# .*", "", "\n".join(re.findall(r"(?m)^    (\w+ -?= .*)$", doc))
+    )
     assert formulas.count("\n") == 2
     rng, lengths = random.Random(1), []
     for scale in (1e-3, 1.0, 1e3):
-        params, it = {"w": [0.0]}, {"trend": 0.0, "size": 0.0, "weight": 0.0, "rate": 0.01}
+        params, it = (
+            {"w": [0.0]},
+            {"trend": 0.0, "size": 0.0, "weight": 0.0, "rate": 0.01},
+        )
         adam = microgpt.AdamW(params)
         for _ in range(500):
-            it["slope"], before, ours = scale * (2 + rng.random()), params["w"][0], it["weight"]
+            it["slope"], before, ours = (
+                scale * (2 + rng.random()),
+                params["w"][0],
+                it["weight"],
+            )
             adam.step({"w": [it["slope"]]}, 0.01)
             exec(formulas, {}, it)
         assert params["w"][0] - before == pytest.approx(it["weight"] - ours, rel=1e-4)
@@ -993,9 +1281,12 @@ def test_its_shape_is_as_the_text_says():
 def test_plain_descent_moves_by_rate_times_slope():
     params = {"w": [[1.0, 2.0], [3.0, 4.0]], "b": [5.0]}
     step = load("gpt")
-    step.InOtherUnits(step.Descent(params), 10).step({"w": [[1.0, 0.0], [0.0, 2.0]], "b": [1.0]},
-                                                     0.1, 0.5)
-    assert params["w"] == [close([0.5, 2.0]), close([3.0, 3.0])] and params["b"] == close([4.5])
+    step.InOtherUnits(step.Descent(params), 10).step(
+        {"w": [[1.0, 0.0], [0.0, 2.0]], "b": [1.0]}, 0.1, 0.5
+    )
+    assert params["w"] == [close([0.5, 2.0]), close([3.0, 3.0])] and params[
+        "b"
+    ] == close([4.5])
 
 
 def test_at_temperature_0_it_writes_one_name_and_above_it_several(ran):
@@ -1017,8 +1308,13 @@ def test_at_temperature_1000_it_writes_what_the_die_wrote():
     row = model([LETTERS.end])[-1]
     for _ in range(5000):
         counts[microgpt.sample(row, 1000, rng=rng)] += 1
-    assert max(abs(counts[i] - 5000 / SIZE) for i in range(SIZE)) < 5 * math.sqrt(5000 / SIZE)
-    lengths = [len(microgpt.generate(model, LETTERS, temperature=1000, seed=i)) for i in range(80)]
+    assert max(abs(counts[i] - 5000 / SIZE) for i in range(SIZE)) < 5 * math.sqrt(
+        5000 / SIZE
+    )
+    lengths = [
+        len(microgpt.generate(model, LETTERS, temperature=1000, seed=i))
+        for i in range(80)
+    ]
     assert abs(sum(lengths) / 80 - 26) < 4 * 26 / math.sqrt(80)
 
 
@@ -1026,7 +1322,9 @@ def test_its_gpt_is_the_one_that_microgpt_trains(monkeypatch):
     _, output = printed(load("gpt", STEPS=20, COMPARED=1).main)
     status, report = printed(microgpt.main, ["--steps", "20", "--samples", "0"])
     assert status == 0
-    assert re.search(LAST_LINE, output)[3] == re.search(r"([\d.]+) held out,", report)[1]
+    assert (
+        re.search(LAST_LINE, output)[3] == re.search(r"([\d.]+) held out,", report)[1]
+    )
 
 
 # 11. The memory
@@ -1038,7 +1336,9 @@ def remembered(documents, longest=3):
     """-> (step, root of the tree, vocab of the letters a to c)"""
     step, vocab = load("memory"), {"a": 0, "b": 1, "c": 2, END: 3}
     known, none = step.tokens_of(documents, vocab, 0)
-    assert not none and sorted(map(len, known)) == sorted(len(text) + 2 for text in documents)
+    assert not none and sorted(map(len, known)) == sorted(
+        len(text) + 2 for text in documents
+    )
     return step, step.remember(known, longest), vocab
 
 
@@ -1066,28 +1366,39 @@ def memory_table(output):
     return {int(row[0]): tuple(map(float, row[1:])) for row in rows}
 
 
-def test_the_table_of_names_is_that_of_counting_and_more_memory_is_learning_by_heart(ran, result):
+def test_the_table_of_names_is_that_of_counting_and_more_memory_is_learning_by_heart(
+    ran, result
+):
     table, step = memory_table(ran("memory").output), load("memory")
     assert tuple(table) == step.LONGEST and {1, 2, 3} < set(table)
-    windows_of = [[windows(name, LETTERS, 16)[0] for name in part] for part in (KNOWN, UNSEEN)]
+    windows_of = [
+        [windows(name, LETTERS, 16)[0] for name in part] for part in (KNOWN, UNSEEN)
+    ]
     expected = microgpt.baselines(*windows_of, SIZE)
     assert says(f"{table[1][3]:.3f}", expected["pairs"])
     assert says(f"{table[2][3]:.3f}", expected["triples"])
     known, unknown = ([row[i] for row in table.values()] for i in (2, 3))
     assert known == sorted(known, reverse=True)
-    assert min(unknown) == table[3][3] == result("memory")[1] and unknown[-1] > table[2][3]
+    assert (
+        min(unknown) == table[3][3] == result("memory")[1] and unknown[-1] > table[2][3]
+    )
     said = claims("memory", r"It then has ([\d,]+) numbers, the memory ([\d,]+)\.")
     assert said == tuple(f"{result(name)[0]:,}" for name in ("gpt", "memory"))
     root = step.remember(windows_of[0], 1)
-    assert says(f"{table[1][2]:.3f}", step.mean_loss(root, windows_of[0][:500], LETTERS.vocab))
+    assert says(
+        f"{table[1][2]:.3f}", step.mean_loss(root, windows_of[0][:500], LETTERS.vocab)
+    )
 
 
 def all_ways(step, root, tokens, vocab, longest):
     """-> ({text: probability} of all ways to go on that end, how likely the others are at most)"""
     ended, going_on, names = {}, [(1.0, tokens, "")], list(vocab)
     for _ in range(longest):
-        going_on = [(p * q, [*t, i], f"{text} {names[i]}") for p, t, text in going_on
-                    for i, q in enumerate(step.predict(root, t, len(vocab)))]
+        going_on = [
+            (p * q, [*t, i], f"{text} {names[i]}")
+            for p, t, text in going_on
+            for i, q in enumerate(step.predict(root, t, len(vocab)))
+        ]
         ended.update((text, p) for p, _, text in going_on if text.endswith(END))
         going_on = [way for way in going_on if not way[2].endswith(END)]
     return ended, max(p for p, *_ in going_on)
@@ -1101,7 +1412,9 @@ def test_completions_are_the_likeliest_of_all_ways_there_are(documents, beginnin
     ways, others = all_ways(step, root, tokens, vocab, 6)
     best = [p for p in sorted(ways.values(), reverse=True)[:4] if p > others]
     found = step.completions(root, tokens, vocab, len(best))
-    assert [p for p, _ in found] == close(best) and len({text for _, text in found}) == len(best)
+    assert [p for p, _ in found] == close(best) and len(
+        {text for _, text in found}
+    ) == len(best)
     assert all(ways[text] == close(p) for p, text in found)
 
 
@@ -1110,8 +1423,10 @@ def test_every_token_is_filed_under_all_that_stood_before_it():
     root = step.remember([[9, 1, 2, 1]], 3)
     assert root.next == {1: 2, 2: 1}
     assert root.earlier[1].next == {2: 1} and root.earlier[2].earlier[1].next == {1: 1}
-    assert root.earlier[2].earlier[1].earlier[9].next == {1: 1} and set(root.earlier) == {9, 1, 2}
-    assert step.counts(root) == 2 + 1 + 1 + 1 + 1 + 1 + 1       # ., 1, 91, 2, 12, 912, 9
+    assert root.earlier[2].earlier[1].earlier[9].next == {1: 1} and set(
+        root.earlier
+    ) == {9, 1, 2}
+    assert step.counts(root) == 2 + 1 + 1 + 1 + 1 + 1 + 1  # ., 1, 91, 2, 12, 912, 9
 
 
 def sentences_remembered(longest):
@@ -1123,8 +1438,10 @@ def sentences_remembered(longest):
 def test_the_memory_knows_who_hides_and_not_who_plays_however_much_it_remembers(ran):
     table, names = memory_table(ran("memory").output), list(WORDS)
     assert table[3][0] < 0.05
-    guess, attention = re.search(r"has ([\d.]+); attention, in step 8, has ([\d.]+) after because",
-                                 ran("memory").output).groups()
+    guess, attention = re.search(
+        r"has ([\d.]+); attention, in step 8, has ([\d.]+) after because",
+        ran("memory").output,
+    ).groups()
     assert says(guess, math.log(len(ANIMALS))) and len(ANIMALS) == 6
     assert f"in unseen sentences: {attention}\nWithout" in ran("attention").output
     for longest, row in table.items():
@@ -1134,14 +1451,18 @@ def test_the_memory_knows_who_hides_and_not_who_plays_however_much_it_remembers(
         for tokens in unseen:
             for i, word in enumerate(map(names.__getitem__, tokens)):
                 if word in losses:
-                    p = step.predict(root, tokens[:i + 1], len(WORDS))
+                    p = step.predict(root, tokens[: i + 1], len(WORDS))
                     losses[word].append(-math.log(p[tokens[i + 1]]))
-        assert [sum(x) / len(x) for x in losses.values()] == pytest.approx(row[:2], abs=6e-4)
+        assert [sum(x) / len(x) for x in losses.values()] == pytest.approx(
+            row[:2], abs=6e-4
+        )
 
 
 def test_who_has_not_read_a_sentence_bets_on_every_animal_but_the_right_one(ran):
     step, root, unseen = sentences_remembered(10)
-    rows = re.findall(r"(?m)^ +([\d.]+)%  ([a-z ]+) \.\.\. (.*?) ?$", ran("memory").output)
+    rows = re.findall(
+        r"(?m)^ +([\d.]+)%  ([a-z ]+) \.\.\. (.*?) ?$", ran("memory").output
+    )
     assert len(rows) == 4 and len({row[1] for row in rows}) == 1
     beginning = rows[0][1].split()
     assert beginning == NEW[0][:4]
@@ -1155,9 +1476,11 @@ def test_who_has_not_read_a_sentence_bets_on_every_animal_but_the_right_one(ran)
         assert text.endswith(" play") and text.split()[0] not in beginning
     for sentence in NEW:
         node = root
-        for word in reversed(sentence[1:4]):                # others that hear dogs
+        for word in reversed(sentence[1:4]):  # others that hear dogs
             node = node.earlier[WORDS[word]]
-        assert WORDS[sentence[0]] not in node.next and set(node.next) < set(map(WORDS.get, ANIMALS))
+        assert WORDS[sentence[0]] not in node.next and set(node.next) < set(
+            map(WORDS.get, ANIMALS)
+        )
     assert step.mean_loss(root, unseen, WORDS) > entropy() / mean_tokens()
 
 
@@ -1167,10 +1490,11 @@ def test_names_are_completed_in_the_order_of_their_probability(ran):
     for _, row in rows:
         percents = [float(x) for x in re.findall(r"([\d.]+)%", row)]
         assert len(percents) == 4 and percents == sorted(percents, reverse=True)
-        assert all(x.split()[-2] == "." for x in row.split("%")[:-1])       # to the end
+        assert all(x.split()[-2] == "." for x in row.split("%")[:-1])  # to the end
 
 
 # The grammar
+
 
 def mean_tokens():
     return sum(len(s) + 1 for s in SENTENCES) / len(SENTENCES)
@@ -1180,8 +1504,11 @@ def entropy():
     """The mean -log p of a sentence, token by token: of those that begin so, how many go on so?"""
     ended = [(*s, END) for s in SENTENCES]
     begin = Counter(s[:i] for s in ended for i in range(len(s) + 1))
-    return sum(-math.log(begin[s[:i + 1]] / begin[s[:i]])
-               for s in ended for i in range(len(s))) / len(ended)
+    return sum(
+        -math.log(begin[s[: i + 1]] / begin[s[:i]])
+        for s in ended
+        for i in range(len(s))
+    ) / len(ended)
 
 
 def test_the_grammars_text_is_whole():
@@ -1194,13 +1521,17 @@ def test_one_who_knows_the_grammar_has_a_loss_of_log_n_for_a_sentence():
 
 def test_the_sentences_are_all_that_the_grammar_makes_each_once(tmp_path):
     sentences = [" ".join(s) for s in SENTENCES]
-    assert grammar.all_sentences() == sentences and len(set(sentences)) == len(sentences)
+    assert grammar.all_sentences() == sentences and len(set(sentences)) == len(
+        sentences
+    )
     shutil.copy(ROOT / "data" / "grammar.txt", tmp_path)
     writer = load_file(ROOT / "examples" / "ladder" / "grammar.py")
     writer.GRAMMAR = tmp_path / "grammar.txt"
     _, output = printed(writer.main)
     written = (tmp_path / "sentences.txt").read_bytes()
-    assert written == (ROOT / "data" / "sentences.txt").read_bytes() and written.endswith(b"\n")
+    assert written == (
+        ROOT / "data" / "sentences.txt"
+    ).read_bytes() and written.endswith(b"\n")
     assert output.startswith(f"{len(sentences)} sentences in ")
     assert output.split("\n    ")[1:] == [*sentences[:5], sentences[5] + "\n"]
 
@@ -1210,8 +1541,13 @@ def meaning(pattern):
     parts, seen = [], set()
     for word in pattern.split():
         words = CLASSES.get(word.rstrip("0123456789"))
-        parts.append(word if not words else f"(?P={word})" if word in seen and word not in CLASSES
-                     else f"(?P<{word}>{'|'.join(words)})")
+        parts.append(
+            word
+            if not words
+            else f"(?P={word})"
+            if word in seen and word not in CLASSES
+            else f"(?P<{word}>{'|'.join(words)})"
+        )
         seen.add(word)
     return re.compile(" ".join(parts))
 
@@ -1219,15 +1555,26 @@ def meaning(pattern):
 def test_a_sentence_has_one_pattern_and_a_pattern_all_its_sentences():
     counts = Counter()
     for sentence in map(" ".join, SENTENCES):
-        fits = [(pattern, m) for pattern in PATTERNS if (m := meaning(pattern).fullmatch(sentence))]
-        (pattern, match), = fits
+        fits = [
+            (pattern, m)
+            for pattern in PATTERNS
+            if (m := meaning(pattern).fullmatch(sentence))
+        ]
+        ((pattern, match),) = fits
         counts[pattern] += 1
-        animals = [word for place, word in match.groupdict().items() if place.startswith("ANIMAL")]
+        animals = [
+            word
+            for place, word in match.groupdict().items()
+            if place.startswith("ANIMAL")
+        ]
         assert len(set(animals)) == len(animals)
     n = {name: len(words) for name, words in CLASSES.items()}
     pairs = n["ANIMAL"] * (n["ANIMAL"] - 1)
     assert [counts[pattern] for pattern in PATTERNS] == [
-        pairs * n["VERB"], pairs * n["VERB"], n["COLOUR"] * n["CAR"] * n["MOVE"] * n["PLACE"]]
+        pairs * n["VERB"],
+        pairs * n["VERB"],
+        n["COLOUR"] * n["CAR"] * n["MOVE"] * n["PLACE"],
+    ]
     words = [word for some in CLASSES.values() for word in some]
     assert len(set(words)) == len(words) and not set(words) & set(CLASSES)
 
@@ -1235,8 +1582,11 @@ def test_a_sentence_has_one_pattern_and_a_pattern_all_its_sentences():
 def test_a_name_with_a_number_is_the_same_word_wherever_it_has_that_number():
     classes = {"A": ["x", "y", "z"], "B": ["u", "v"]}
     found = list(grammar.sentences_of("A1 B to A2 and A1", classes))
-    assert sorted(found) == sorted(f"{a} {b} to {c} and {a}" for b in "uv"
-                                   for a, c in itertools.permutations("xyz", 2))
+    assert sorted(found) == sorted(
+        f"{a} {b} to {c} and {a}"
+        for b in "uv"
+        for a, c in itertools.permutations("xyz", 2)
+    )
     assert list(grammar.sentences_of("B", classes)) == ["u", "v"]
 
 
@@ -1264,26 +1614,36 @@ def fakes(tmp_path, monkeypatch):
     return folder
 
 
-ROWS = (r"\| \[egg\]\(examples/ladder/01_egg\.py\) \| What is egg\? \| 0 \| 3\.296 \| \d+\.\d \|\n"
-        r"\| \[hen\]\(examples/ladder/02_hen\.py\) \| What is hen\? \| 1,024 \| 2\.5 \| \d+\.\d "
-        r"\|\n")
+ROWS = (
+    r"\| \[egg\]\(examples/ladder/01_egg\.py\) \| What is egg\? \| 0 \| 3\.296 \| \d+\.\d \|\n"
+    r"\| \[hen\]\(examples/ladder/02_hen\.py\) \| What is hen\? \| 1,024 \| 2\.5 \| \d+\.\d "
+    r"\|\n"
+)
 
 
 def test_without_a_step_all_are_listed_with_their_questions(capsys):
     assert ladder.main([]) == 0
     *rows, last = capsys.readouterr().out.splitlines()
-    assert [row.split(maxsplit=2)[:2] for row in rows] == [[str(i), name] for i, name
-                                                           in enumerate(STEPS, start=1)]
+    assert [row.split(maxsplit=2)[:2] for row in rows] == [
+        [str(i), name] for i, name in enumerate(STEPS, start=1)
+    ]
     for row, source in zip(rows, SOURCES.values()):
         question = row.split(maxsplit=2)[2]
         assert question.endswith("?") and f"{question}\n" in source.replace('"""', "")
     assert last.endswith("python microgpt.py ladder die")
 
 
-@pytest.mark.parametrize("words", [["examples/ladder.py", "die"], ["microgpt.py", "ladder", "1"]])
+@pytest.mark.parametrize(
+    "words", [["examples/ladder.py", "die"], ["microgpt.py", "ladder", "1"]]
+)
 def test_a_step_runs_by_its_name_and_by_its_number(words, tmp_path):
-    run = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], cwd=tmp_path, env=ENV,
-                         capture_output=True, encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, str(ROOT / words[0]), *words[1:]],
+        cwd=tmp_path,
+        env=ENV,
+        capture_output=True,
+        encoding="utf-8",
+    )
     assert (run.returncode, run.stderr) == (0, "")
     assert re.search(LAST_LINE, run.stdout)[1] == "die"
 
@@ -1291,7 +1651,12 @@ def test_a_step_runs_by_its_name_and_by_its_number(words, tmp_path):
 def test_a_number_is_that_of_the_file_and_the_exit_status_is_the_steps(fakes, capfd):
     (fakes / "02_hen.py").write_text(FAKE.format(2, "hen", "9", "1.0", 3))
     assert [ladder.main([step]) for step in ("1", "egg", "2", "hen")] == [0, 0, 3, 3]
-    assert re.findall("(egg|hen): ", capfd.readouterr().out) == ["egg", "egg", "hen", "hen"]
+    assert re.findall("(egg|hen): ", capfd.readouterr().out) == [
+        "egg",
+        "egg",
+        "hen",
+        "hen",
+    ]
 
 
 @pytest.mark.parametrize("step", ["dice", "0", "12", "01", "grammar", ""])
@@ -1306,7 +1671,10 @@ def test_all_prints_a_table_of_fresh_runs(fakes, capsys):
     assert ladder.main(["--all"]) == 0
     out = capsys.readouterr().out
     assert re.search(re.escape(ladder.HEAD) + ROWS + r"\n\Z", out)
-    assert "01_egg ... 0 parameters, held-out loss 3.296, " in out and "line before" not in out
+    assert (
+        "01_egg ... 0 parameters, held-out loss 3.296, " in out
+        and "line before" not in out
+    )
     assert not (fakes.parents[1] / "README.md").exists()
 
 
@@ -1317,8 +1685,10 @@ def test_readme_replaces_the_table_and_nothing_else(old, fakes, capsys):
     readme = fakes.parents[1] / "README.md"
     readme.write_bytes((before + ladder.HEAD + old + after).encode())
     assert ladder.main(["--readme"]) == 0
-    found = re.fullmatch(re.escape(before + ladder.HEAD) + ROWS + re.escape(after),
-                         readme.read_bytes().decode())
+    found = re.fullmatch(
+        re.escape(before + ladder.HEAD) + ROWS + re.escape(after),
+        readme.read_bytes().decode(),
+    )
     assert found
 
 

@@ -36,7 +36,9 @@ def rows(n, m, seed=0, scale=1.0):
 
 def weighted_sum(y):
     """A number that depends on every number of y, each with a different weight."""
-    weights = [[math.sin(3 * t + i + 1) for i in range(len(y[t]))] for t in range(len(y))]
+    weights = [
+        [math.sin(3 * t + i + 1) for i in range(len(y[t]))] for t in range(len(y))
+    ]
     total = 0.0
     for t in range(len(y)):
         total = dot(y[t], weights[t]) + total
@@ -48,17 +50,36 @@ LAYERS = {
     "embedding": (lambda p: embedding(p["table"], [1, 0, 1]), {"table": rows(3, 4)}),
     "add": (lambda p: add(p["x"], p["y"]), {"x": rows(3, 4), "y": rows(3, 4, 1)}),
     "add to itself": (lambda p: add(p["x"], p["x"]), {"x": rows(3, 4)}),
-    "linear": (lambda p: linear(p["x"], p["w"], p["b"]),
-               {"x": rows(3, 4), "w": rows(5, 4, 1), "b": rows(1, 5, 2)[0]}),
-    "linear, no bias": (lambda p: linear(p["x"], p["w"]), {"x": rows(3, 4), "w": rows(5, 4, 1)}),
-    "linear, wide": (lambda p: linear(p["x"], p["w"]), {"x": rows(1, 70), "w": rows(2, 70, 1)}),
-    "linear, width 1": (lambda p: linear(p["x"], p["w"]), {"x": rows(2, 1), "w": rows(2, 1, 1)}),
-    "layernorm": (lambda p: layernorm(p["x"], p["g"], p["b"]),
-                  {"x": rows(3, 4), "g": rows(1, 4, 1)[0], "b": rows(1, 4, 2)[0]}),
+    "linear": (
+        lambda p: linear(p["x"], p["w"], p["b"]),
+        {"x": rows(3, 4), "w": rows(5, 4, 1), "b": rows(1, 5, 2)[0]},
+    ),
+    "linear, no bias": (
+        lambda p: linear(p["x"], p["w"]),
+        {"x": rows(3, 4), "w": rows(5, 4, 1)},
+    ),
+    "linear, wide": (
+        lambda p: linear(p["x"], p["w"]),
+        {"x": rows(1, 70), "w": rows(2, 70, 1)},
+    ),
+    "linear, width 1": (
+        lambda p: linear(p["x"], p["w"]),
+        {"x": rows(2, 1), "w": rows(2, 1, 1)},
+    ),
+    "layernorm": (
+        lambda p: layernorm(p["x"], p["g"], p["b"]),
+        {"x": rows(3, 4), "g": rows(1, 4, 1)[0], "b": rows(1, 4, 2)[0]},
+    ),
     "gelu": (lambda p: gelu(p["x"]), {"x": rows(3, 4, scale=2.0)}),
     "attention": (lambda p: attention(p["x"], [0, 1, 2, 3], 2), {"x": rows(4, 12)}),
-    "attention, one head": (lambda p: attention(p["x"], [0, 1, 2], 1), {"x": rows(3, 6)}),
-    "attention, packed": (lambda p: attention(p["x"], [0, 1, 2, 0, 0, 1], 2), {"x": rows(6, 12)}),
+    "attention, one head": (
+        lambda p: attention(p["x"], [0, 1, 2], 1),
+        {"x": rows(3, 6)},
+    ),
+    "attention, packed": (
+        lambda p: attention(p["x"], [0, 1, 2, 0, 0, 1], 2),
+        {"x": rows(6, 12)},
+    ),
 }
 
 
@@ -87,7 +108,9 @@ def test_floats_values_and_tensors_agree(name):
 
 def test_floats_give_floats_and_record_nothing():
     for name, (layer, params) in LAYERS.items():
-        assert all(type(number) is float for row in layer(params) for number in row), name
+        assert all(type(number) is float for row in layer(params) for number in row), (
+            name
+        )
     assert type(cross_entropy([[1.0, 2.0]], [0])) is float
 
 
@@ -96,13 +119,23 @@ def test_dot_is_one_node_with_2n_children():
     y = dot(a, b)
     assert y.data == 32.0 and len(y.children) == 6
     y.backward()
-    assert [v.grad for v in a] == [4.0, 5.0, 6.0] and [v.grad for v in b] == [1.0, 2.0, 3.0]
+    assert [v.grad for v in a] == [4.0, 5.0, 6.0] and [v.grad for v in b] == [
+        1.0,
+        2.0,
+        3.0,
+    ]
 
 
-@pytest.mark.parametrize("a, b", [
-    ([Value(1.0), 2.0], [3.0, 4.0]), ([1.0, Value(2.0)], [3.0, 4.0]),
-    ([Value(1.0), Value(2.0)], [3.0, 4.0]), ([Value(1.0), 2.0], [Value(3.0), 4.0]),
-    ([1.0, 2.0], [3.0, Value(4.0)])])
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ([Value(1.0), 2.0], [3.0, 4.0]),
+        ([1.0, Value(2.0)], [3.0, 4.0]),
+        ([Value(1.0), Value(2.0)], [3.0, 4.0]),
+        ([Value(1.0), 2.0], [Value(3.0), 4.0]),
+        ([1.0, 2.0], [3.0, Value(4.0)]),
+    ],
+)
 def test_dot_of_mixed_rows_is_right_too(a, b):
     y = dot(a, b)
     assert float(y) == 11.0
@@ -128,7 +161,9 @@ def test_cross_entropy_is_finite_for_huge_logits(number):
     logits = [[1e4, -1e4], [-1e4, -1e4]]
     if number is not float:
         logits = number.lift(logits)
-    assert float(cross_entropy(logits, [1, 0])) == pytest.approx((2e4 + math.log(2)) / 2)
+    assert float(cross_entropy(logits, [1, 0])) == pytest.approx(
+        (2e4 + math.log(2)) / 2
+    )
 
 
 def test_layernorm_by_hand():
@@ -159,7 +194,7 @@ def test_attention_of_the_first_token_is_its_own_value():
 
 
 def test_attention_averages_equal_keys():
-    x = [[0.0, 0.0, 7.0], [0.0, 0.0, 1.0]]      # query and key 0: all weights are equal
+    x = [[0.0, 0.0, 7.0], [0.0, 0.0, 1.0]]  # query and key 0: all weights are equal
     assert attention(x, [0, 1], 1) == [[7.0], [4.0]]
 
 
@@ -181,7 +216,9 @@ def test_attention_of_tensors_refuses_a_cache():
 def test_matmul_equals_the_sums_at_any_width(n, k, m, seed):
     A, B = rows(n, k, seed), rows(m, k, seed + 1)
     for row, a in zip(matmul(A, B), A):
-        assert row == pytest.approx([sum(p * q for p, q in zip(a, b)) for b in B], abs=1e-12)
+        assert row == pytest.approx(
+            [sum(p * q for p, q in zip(a, b)) for b in B], abs=1e-12
+        )
     assert transpose(transpose(A)) == [tuple(a) for a in A]
 
 
@@ -214,19 +251,32 @@ def test_tensor_taken_apart_puts_gradients_in_their_places():
 
 
 def test_a_plain_layer_in_the_middle_of_the_model_trains_on_every_engine(monkeypatch):
-    monkeypatch.setattr("microgpt.gelu", lambda x: [[v * v * 0.5 for v in row] for row in x])
-    model = GPT(Config(vocab_size=4, n_layer=2, n_head=2, n_embd=4, block_size=4), seed=2)
+    monkeypatch.setattr(
+        "microgpt.gelu", lambda x: [[v * v * 0.5 for v in row] for row in x]
+    )
+    model = GPT(
+        Config(vocab_size=4, n_layer=2, n_head=2, n_embd=4, block_size=4), seed=2
+    )
     loss, grads = batch_gradients(model, [[3, 0, 1, 3], [2, 2]], "value")
     fused_loss, fused_grads = batch_gradients(model, [[3, 0, 1, 3], [2, 2]], "tensor")
     assert fused_loss == pytest.approx(loss, rel=1e-13)
-    for row, other in zip(grads["h.0.mlp.c_fc.weight"], fused_grads["h.0.mlp.c_fc.weight"]):
+    for row, other in zip(
+        grads["h.0.mlp.c_fc.weight"], fused_grads["h.0.mlp.c_fc.weight"]
+    ):
         assert other == pytest.approx(row, rel=1e-10, abs=1e-14)
 
 
 @pytest.mark.parametrize("data", [[1.0, 2.0], [[1.0, 2.0]]])
 def test_tensors_of_many_numbers_refuse_arithmetic(data):
-    for operation in (lambda t: t + t, lambda t: t * 2, lambda t: 2 * t, lambda t: t - t,
-                      lambda t: t / 2, lambda t: t ** 2, lambda t: -t):
+    for operation in (
+        lambda t: t + t,
+        lambda t: t * 2,
+        lambda t: 2 * t,
+        lambda t: t - t,
+        lambda t: t / 2,
+        lambda t: t**2,
+        lambda t: -t,
+    ):
         with pytest.raises(TypeError):
             operation(Tensor(data))
 
@@ -251,4 +301,6 @@ def test_loss_of_tensors_takes_part_in_scalar_arithmetic():
     x = Tensor([[0.0, 0.0]])
     loss = cross_entropy(x, [0])
     (2 * loss + loss * loss).backward()
-    assert x.grad[0] == pytest.approx([-0.5 * (2 + 2 * math.log(2)), 0.5 * (2 + 2 * math.log(2))])
+    assert x.grad[0] == pytest.approx(
+        [-0.5 * (2 + 2 * math.log(2)), 0.5 * (2 + 2 * math.log(2))]
+    )

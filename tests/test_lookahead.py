@@ -23,10 +23,12 @@ spec.loader.exec_module(lookahead)
 predict, completions = lookahead.predict, lookahead.completions
 
 ENV = {name: x for name, x in os.environ.items() if not name.startswith("PYTHON")}
-AB = CharTokenizer(["ab"])                      # where all texts are listed, two letters are enough
+AB = CharTokenizer(["ab"])  # where all texts are listed, two letters are enough
 TEXTS = st.text("abc", max_size=20)
 SEEDS = st.integers(0, 999)
-SHARP = st.sampled_from([0.0, 1.0, 3.0, 40.0])  # all equally likely ... one nearly certain
+SHARP = st.sampled_from(
+    [0.0, 1.0, 3.0, 40.0]
+)  # all equally likely ... one nearly certain
 
 
 def close(x, rel=1e-9):
@@ -41,12 +43,15 @@ def test_an_unknown_character_is_an_error_that_names_it(look):
 
 # predict
 
+
 @settings(max_examples=30)
 @given(st.text("abc", max_size=7), SEEDS)
 def test_a_prediction_is_what_score_gives_the_next_token(text, seed):
     model = make(seed=seed)
     for i, x in enumerate(score(model, ABC, text, k=4)):
-        assert predict(model, ABC, text[:i], k=4) == [(token, close(p)) for token, p in x.likeliest]
+        assert predict(model, ABC, text[:i], k=4) == [
+            (token, close(p)) for token, p in x.likeliest
+        ]
 
 
 @settings(max_examples=30)
@@ -62,7 +67,9 @@ def test_a_prediction_reads_the_last_block_of_the_prompt(text, block, seed, shar
 
 @settings(max_examples=40)
 @given(TEXTS, st.integers(1, 9), SEEDS, SHARP)
-def test_the_likeliest_next_token_is_what_temperature_0_writes(text, block, seed, sharp):
+def test_the_likeliest_next_token_is_what_temperature_0_writes(
+    text, block, seed, sharp
+):
     model = make(block_size=block, seed=seed, sharp=sharp)
     ((token, _),) = predict(model, ABC, text, k=1)
     written = generate(model, ABC, text, temperature=0, max_tokens=1)
@@ -73,17 +80,21 @@ def test_predictions_by_hand():
     model = draws(0.5, 0.125, 0.0, 0.375)
     for prompt in ("", "a", "abcabcabc"):
         assert predict(model, ABC, prompt, k=3) == [
-            ("a", close(1 / 2)), (END, close(3 / 8)), ("b", close(1 / 8))]
+            ("a", close(1 / 2)),
+            (END, close(3 / 8)),
+            ("b", close(1 / 8)),
+        ]
     assert len(predict(model, ABC)) == len(predict(model, ABC, k=99)) == 4
     assert predict(model, ABC, k=0) == []
 
 
 # completions
 
+
 def ways(model, tokens, n):
     """Every way to go on, to the end or for n tokens, by no search at all: [(ids, p), ...]."""
     found, end = [], model.config.vocab_size - 1
-    for i, p in enumerate(probabilities(model(tokens[-model.config.block_size:])[-1])):
+    for i, p in enumerate(probabilities(model(tokens[-model.config.block_size :])[-1])):
         if i == end or n == 1:
             found.append(([i], p))
         else:
@@ -106,25 +117,37 @@ def check(found, expected, k):
 
 
 @settings(max_examples=30)
-@given(st.text("ab", max_size=6), st.integers(1, 9), st.integers(1, 4), st.integers(1, 30), SEEDS,
-       SHARP)
-def test_a_wide_beam_finds_what_exhaustive_search_finds(prompt, block, n, k, seed, sharp):
+@given(
+    st.text("ab", max_size=6),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.integers(1, 30),
+    SEEDS,
+    SHARP,
+)
+def test_a_wide_beam_finds_what_exhaustive_search_finds(
+    prompt, block, n, k, seed, sharp
+):
     model = make(AB, block, seed, sharp)
-    check(completions(model, AB, prompt, k, n, beam=99), exhaustive(model, prompt, n), k)
+    check(
+        completions(model, AB, prompt, k, n, beam=99), exhaustive(model, prompt, n), k
+    )
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5])
 @pytest.mark.parametrize("prompt", ["", "ab", "abba", "abbababba"])
 def test_a_prompt_may_fill_the_block_and_more(block, prompt):
     model = make(AB, block, seed=3)
-    check(completions(model, AB, prompt, 99, 4, beam=99), exhaustive(model, prompt, 4), 99)
+    check(
+        completions(model, AB, prompt, 99, 4, beam=99), exhaustive(model, prompt, 4), 99
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_all_that_is_finished_or_cut_off_has_probability_1(n):
     found = completions(make(AB, seed=n), AB, "b", 999, n, beam=999)
     assert sum(p for _, p in found) == pytest.approx(1.0, rel=1e-12)
-    assert len(found) == sum(2 ** i for i in range(n)) + 2 ** n     # finished, cut off
+    assert len(found) == sum(2**i for i in range(n)) + 2**n  # finished, cut off
     assert all(text.endswith(END) or len(text) == n for text, _ in found)
 
 
@@ -135,9 +158,13 @@ def beam_search(model, tokens, n, beam):
     for length in range(1, n + 1):
         longer = {}
         for ids, p in followed.items():
-            context = (tokens + list(ids))[-model.config.block_size:]
-            longer.update({(*ids, i): p * q
-                           for i, q in enumerate(probabilities(model(context)[-1]))})
+            context = (tokens + list(ids))[-model.config.block_size :]
+            longer.update(
+                {
+                    (*ids, i): p * q
+                    for i, q in enumerate(probabilities(model(context)[-1]))
+                }
+            )
         ended = {ids for ids in longer if ids[-1] == tokens[0] or length == n}
         found.update((ids, longer[ids]) for ids in ended)
         best = sorted(longer.keys() - ended, key=longer.get, reverse=True)[:beam]
@@ -146,9 +173,18 @@ def beam_search(model, tokens, n, beam):
 
 
 @settings(max_examples=30)
-@given(st.text("abc", max_size=9), st.integers(1, 9), st.integers(1, 6), st.integers(1, 4),
-       st.integers(0, 3), SEEDS, st.sampled_from([1.0, 3.0]))
-def test_of_a_narrow_beam_all_that_ends_anywhere_competes(prompt, block, n, k, more, seed, sharp):
+@given(
+    st.text("abc", max_size=9),
+    st.integers(1, 9),
+    st.integers(1, 6),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    SEEDS,
+    st.sampled_from([1.0, 3.0]),
+)
+def test_of_a_narrow_beam_all_that_ends_anywhere_competes(
+    prompt, block, n, k, more, seed, sharp
+):
     model = make(ABC, block, seed, sharp)
     found = beam_search(model, tokens_of(prompt)[:-1], n, k + more)
     expected = {ABC.decode(ids): p for ids, p in found.items()}
@@ -158,7 +194,9 @@ def test_of_a_narrow_beam_all_that_ends_anywhere_competes(prompt, block, n, k, m
 def test_what_ends_needs_no_place_in_the_beam():
     # With a 0.5, b 0.3, end 0.2 a beam of 1 follows a, aa, aaa. An end is never the likeliest
     # token, yet of what was come upon the best are: end 0.2, aaa 0.125, a end 0.1.
-    assert completions(draws(0.5, 0.3, 0.0, 0.2), ABC, "", 1, 3, beam=1) == [(END, close(0.2))]
+    assert completions(draws(0.5, 0.3, 0.0, 0.2), ABC, "", 1, 3, beam=1) == [
+        (END, close(0.2))
+    ]
 
 
 def test_a_wider_beam_finds_what_the_greedy_one_misses():
@@ -177,13 +215,18 @@ def test_a_wider_beam_finds_what_the_greedy_one_misses():
 @given(st.integers(1, 6), st.integers(0, 6), SEEDS, SHARP)
 def test_whatever_the_beam_what_is_found_has_its_true_probability(k, more, seed, sharp):
     model = make(AB, 4, seed, sharp)
-    found, expected = completions(model, AB, "ab", k, 4, k + more), exhaustive(model, "ab", 4)
+    found, expected = (
+        completions(model, AB, "ab", k, 4, k + more),
+        exhaustive(model, "ab", 4),
+    )
     check(found, {text: expected[text] for text, _ in found}, k)
 
 
 @settings(max_examples=20)
 @given(st.text("abc", max_size=3), SEEDS)
-def test_a_finished_text_has_its_share_of_the_documents_that_begin_as_the_prompt_does(prompt, seed):
+def test_a_finished_text_has_its_share_of_the_documents_that_begin_as_the_prompt_does(
+    prompt, seed
+):
     model = make(seed=seed)
     begun = math.prod(x.probability for x in score(model, ABC, prompt)[:-1])
     for text, p in completions(model, ABC, prompt, 9, 4):
@@ -221,7 +264,7 @@ class Watched(GPT):
 
 
 def test_within_the_block_a_token_is_read_once_and_beyond_it_the_last_block_is():
-    model = Watched(draws(0.9999, 0.0001, 0.0, 0.0))            # of 4 tokens
+    model = Watched(draws(0.9999, 0.0001, 0.0, 0.0))  # of 4 tokens
     completions(model, ABC, "a", 1, 6, beam=1)
     assert model.read == [2, 1, 1, 4, 4, 4]
     model.read.clear()
@@ -253,7 +296,7 @@ def test_to_stop_early_costs_nothing(k, more, n, seed, sharp):
     longer search finds the same ones. (Where all are equally likely, other equals.)"""
     model = make(seed=seed, sharp=sharp)
     table = model.params["wte.weight"]
-    table[ABC.end] = [2 * x for x in table[ABC.end]]                # so that some end soon
+    table[ABC.end] = [2 * x for x in table[ABC.end]]  # so that some end soon
     found = completions(model, ABC, "a", k, n, k + more)
     if len(found) == k and all(text.endswith(END) for text, _ in found):
         longer = completions(model, ABC, "a", k, n + 5, k + more)
@@ -261,15 +304,26 @@ def test_to_stop_early_costs_nothing(k, more, n, seed, sharp):
         assert sharp == 0 or longer == found
 
 
-@pytest.mark.parametrize("options", [
-    {"k": 3, "beam": 2}, {"k": 11}, {"k": 0}, {"k": -1}, {"max_tokens": 0}, {"max_tokens": -5},
-    {"k": 1, "beam": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"k": 3, "beam": 2},
+        {"k": 11},
+        {"k": 0},
+        {"k": -1},
+        {"max_tokens": 0},
+        {"max_tokens": -5},
+        {"k": 1, "beam": 0},
+    ],
+)
 def test_impossible_searches_are_refused_with_their_numbers(options):
     with pytest.raises(ValueError) as refused:
         completions(make(), ABC, "a", **options)
     told = dict(re.findall(r"(k|max_tokens|beam) (?:is )?(-?\d+)", str(refused.value)))
-    assert told == {name: str(x) for name, x in {
-        "k": 5, "max_tokens": 20, "beam": 10, **options}.items()}
+    assert told == {
+        name: str(x)
+        for name, x in {"k": 5, "max_tokens": 20, "beam": 10, **options}.items()
+    }
 
 
 def test_bytes_that_are_no_character_can_be_completions():
@@ -284,6 +338,7 @@ def test_bytes_that_are_no_character_can_be_completions():
 
 # the command
 
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """The directory of a model that knows a, b, é and a wide character."""
@@ -296,10 +351,18 @@ def saved(tmp_path_factory):
 @pytest.fixture(params=["lookahead.py", "microgpt.py"])
 def run(request):
     """Run the command in both ways."""
-    command = [LOOKAHEAD] if request.param == "lookahead.py" else [microgpt.__file__, "lookahead"]
+    command = (
+        [LOOKAHEAD]
+        if request.param == "lookahead.py"
+        else [microgpt.__file__, "lookahead"]
+    )
     return lambda *args, **env: subprocess.run(
-        [sys.executable, *command, *args], capture_output=True, encoding="utf-8", timeout=60,
-        env={**ENV, "PYTHONIOENCODING": "utf-8", **env})
+        [sys.executable, *command, *args],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        env={**ENV, "PYTHONIOENCODING": "utf-8", **env},
+    )
 
 
 def tables(output):
@@ -310,38 +373,59 @@ def tables(output):
     return [[(text, float(p) / 100) for p, text in part] for part in rows]
 
 
-@pytest.mark.parametrize("args, prompt, k", [
-    ([], "", 5), (["ab"], "ab", 5), (["b\u00e9" * 9, "-k", "3"], "b\u00e9" * 9, 3),
-    (["-k", "12", "a"], "a", 12)])
+@pytest.mark.parametrize(
+    "args, prompt, k",
+    [
+        ([], "", 5),
+        (["ab"], "ab", 5),
+        (["b\u00e9" * 9, "-k", "3"], "b\u00e9" * 9, 3),
+        (["-k", "12", "a"], "a", 12),
+    ],
+)
 def test_the_command_prints_what_the_functions_find(run, saved, args, prompt, k):
     child = run(saved, *args)
     assert (child.returncode, child.stderr) == (0, "")
     model, tokenizer = GPT.load(saved), microgpt.load_tokenizer(saved)
-    expected = [predict(model, tokenizer, prompt, k),
-                completions(model, tokenizer, prompt, k, beam=max(10, k))]
+    expected = [
+        predict(model, tokenizer, prompt, k),
+        completions(model, tokenizer, prompt, k, beam=max(10, k)),
+    ]
     for found, rows in zip(tables(child.stdout), expected):
         assert [p for _, p in found] == pytest.approx([p for _, p in rows], abs=0.00006)
         for (text, _), (way, _) in zip(found, rows):
-            assert text == repr(way) or text[-3:] == "..." and repr(way).startswith(text[:-3])
+            assert (
+                text == repr(way)
+                or text[-3:] == "..."
+                and repr(way).startswith(text[:-3])
+            )
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_its_lines_have_80_columns_at_most_and_only_letters_that_the_output_has(
-        tmp_path, run, encoding):
+    tmp_path, run, encoding
+):
     tokenizer = CharTokenizer(["\u5929\u5730\u4eba", "\x1b\n\t"])
     make(tokenizer, sharp=3.0).save(tmp_path, tokenizer)
     child = run(str(tmp_path), "\u5929\n\x1b", PYTHONIOENCODING=encoding)
     assert (child.returncode, child.stderr) == (0, "")
     lines = child.stdout.split("\n")
-    assert max(sum(2 if c >= "\u2e80" else 1 for c in line) for line in lines) in range(40, 81)
+    assert max(sum(2 if c >= "\u2e80" else 1 for c in line) for line in lines) in range(
+        40, 81
+    )
     assert all(line.isprintable() for line in lines)
     assert ("\u5929" in child.stdout) == (encoding == "utf-8")
     assert ("\\u5929" in child.stdout) == (encoding != "utf-8")
 
 
-@pytest.mark.parametrize("args, words", [
-    (["nowhere"], ["nowhere", "No such file"]), (["DIR", "abz"], ["'z' is not among"]),
-    (["DIR", "-k", "0"], ["k is 0"]), (["DIR", "a", "-k", "-3"], ["k is -3"])])
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["nowhere"], ["nowhere", "No such file"]),
+        (["DIR", "abz"], ["'z' is not among"]),
+        (["DIR", "-k", "0"], ["k is 0"]),
+        (["DIR", "a", "-k", "-3"], ["k is -3"]),
+    ],
+)
 def test_what_cannot_be_is_one_line(run, saved, args, words):
     child = run(*[saved if arg == "DIR" else arg for arg in args])
     assert (child.returncode, child.stdout) == (1, "")
@@ -349,19 +433,28 @@ def test_what_cannot_be_is_one_line(run, saved, args, words):
     assert all(word in child.stderr for word in words)
 
 
-@pytest.mark.parametrize("args", [[], ["DIR", "a", "b"], ["DIR", "-k", "many"], ["DIR", "--bogus"]])
+@pytest.mark.parametrize(
+    "args", [[], ["DIR", "a", "b"], ["DIR", "-k", "many"], ["DIR", "--bogus"]]
+)
 def test_arguments_that_do_not_fit_are_told_with_the_usage(run, args):
     child = run(*args)
     assert (child.returncode, child.stdout) == (2, "")
-    assert child.stderr.startswith("usage: lookahead ") and "Traceback" not in child.stderr
+    assert (
+        child.stderr.startswith("usage: lookahead ") and "Traceback" not in child.stderr
+    )
 
 
 def test_a_reader_that_has_seen_enough_gets_no_traceback(saved):
     for command in ([LOOKAHEAD], [microgpt.__file__, "lookahead"]):
         reading, writing = os.pipe()
         os.close(reading)
-        child = subprocess.Popen([sys.executable, *command, saved], env=ENV, stdout=writing,
-                                 stderr=subprocess.PIPE, encoding="utf-8")
+        child = subprocess.Popen(
+            [sys.executable, *command, saved],
+            env=ENV,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
         os.close(writing)
         error = child.communicate()[1]
         assert child.returncode == 1 and error == ""

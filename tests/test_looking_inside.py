@@ -29,13 +29,18 @@ from microgpt import (
 
 TEXTS = st.text("abc", max_size=20)
 SEEDS = st.integers(0, 999)
-SHARP = st.sampled_from([0.0, 1.0, 3.0, 40.0])  # all equally likely ... one nearly certain
+SHARP = st.sampled_from(
+    [0.0, 1.0, 3.0, 40.0]
+)  # all equally likely ... one nearly certain
 
 
 def distributions(model, tokens):
     """The probabilities of each token but the first, from the tokens before it in its window."""
     n = model.config.block_size
-    return [probabilities(model(tokens[i // n * n:i + 1])[-1]) for i in range(len(tokens) - 1)]
+    return [
+        probabilities(model(tokens[i // n * n : i + 1])[-1])
+        for i in range(len(tokens) - 1)
+    ]
 
 
 def close(x, rel=1e-9):
@@ -44,14 +49,19 @@ def close(x, rel=1e-9):
 
 # score
 
+
 @settings(max_examples=30)
 @given(TEXTS, st.integers(1, 9), SEEDS, SHARP)
-def test_a_token_gets_the_softmax_of_the_logits_after_those_before_it(text, block, seed, sharp):
+def test_a_token_gets_the_softmax_of_the_logits_after_those_before_it(
+    text, block, seed, sharp
+):
     model, tokens = make(block_size=block, seed=seed, sharp=sharp), tokens_of(text)
     scored, expected = score(model, ABC, text), distributions(model, tokens)
     assert [x.id for x in scored] == tokens[1:]
     assert [x.token for x in scored] == [*text, END]
-    assert [x.probability for x in scored] == close([p[i] for p, i in zip(expected, tokens[1:])])
+    assert [x.probability for x in scored] == close(
+        [p[i] for p, i in zip(expected, tokens[1:])]
+    )
     assert [x.loss for x in scored] == close([-math.log(x.probability) for x in scored])
 
 
@@ -61,7 +71,7 @@ def test_the_mean_loss_of_the_tokens_is_the_loss_of_the_document(text, block, se
     model = make(block_size=block, seed=seed)
     pieces = windows(text, ABC, block)
     losses = [x.loss for x in score(model, ABC, text)]
-    assert len(losses) == len(text) + 1                 # each once, however many the windows
+    assert len(losses) == len(text) + 1  # each once, however many the windows
     assert sum(losses) / len(losses) == close(evaluate(model, pieces))
     assert sum(losses) / len(losses) == close(model.loss(pieces))
 
@@ -82,7 +92,9 @@ def test_the_probabilities_of_all_documents_and_of_what_goes_on_sum_to_1(block, 
     for n in range(5):
         for letters in product("abc", repeat=n):
             scored = score(model, ABC, "".join(letters), k=0)
-            total += math.prod(x.probability for x in (scored if n < 4 else scored[:-1]))
+            total += math.prod(
+                x.probability for x in (scored if n < 4 else scored[:-1])
+            )
     assert total == pytest.approx(1.0, rel=1e-12)
 
 
@@ -95,8 +107,12 @@ def test_the_empty_document_is_a_single_token_the_end():
 
 def test_scores_by_hand_of_a_model_that_draws_with_known_probabilities():
     scored = score(draws(0.5, 0.125, 0.125, 0.25), ABC, "abaca", k=2)
-    assert [x.probability for x in scored] == close([1 / 2, 1 / 8, 1 / 2, 1 / 8, 1 / 2, 1 / 4])
-    assert [x.loss / math.log(2) for x in scored] == close([1, 3, 1, 3, 1, 2])         # in bits
+    assert [x.probability for x in scored] == close(
+        [1 / 2, 1 / 8, 1 / 2, 1 / 8, 1 / 2, 1 / 4]
+    )
+    assert [x.loss / math.log(2) for x in scored] == close(
+        [1, 3, 1, 3, 1, 2]
+    )  # in bits
     for x in scored:
         assert x.likeliest == [("a", close(0.5)), (END, close(0.25))]
 
@@ -106,7 +122,9 @@ def test_scores_by_hand_of_a_model_that_draws_with_known_probabilities():
 def test_the_likeliest_are_the_k_best_in_falling_order(text, seed, k):
     model, tokens = make(seed=seed), tokens_of(text)
     for x, p in zip(score(model, ABC, text, k), distributions(model, tokens)):
-        best = sorted(zip(p, [*"abc", END]), reverse=True)[:k]      # 4 tokens: all, for k over 4
+        best = sorted(zip(p, [*"abc", END]), reverse=True)[
+            :k
+        ]  # 4 tokens: all, for k over 4
         assert [token for token, _ in x.likeliest] == [token for _, token in best]
         assert [q for _, q in x.likeliest] == close([q for q, _ in best])
 
@@ -116,9 +134,12 @@ def test_a_score_has_three_of_the_likeliest_unless_told():
 
 
 def test_a_character_in_bytes_is_scored_byte_by_byte():
-    tokenizer = BPETokenizer.train(["low lower"], 260)              # "lo", "low" are tokens, é not
+    tokenizer = BPETokenizer.train(["low lower"], 260)  # "lo", "low" are tokens, é not
     model = GPT(Config(tokenizer.vocab_size, 3, n_head=1, n_embd=2), seed=1)
-    scored, tokens = score(model, tokenizer, "lowé", k=300), tokens_of("lowé", tokenizer)
+    scored, tokens = (
+        score(model, tokenizer, "lowé", k=300),
+        tokens_of("lowé", tokenizer),
+    )
     assert [x.token for x in scored] == ["low", "\ufffd", "\ufffd", END]
     assert tokenizer.decode([x.id for x in scored]) == "lowé" + END
     for x, token, p in zip(scored, tokens[1:], distributions(model, tokens)):
@@ -146,9 +167,9 @@ def test_a_probability_that_rounds_to_0_has_a_finite_loss(sharp):
     assert all(0 <= x.loss < math.inf for x in scored)
     n, clear = model.config.block_size, 0
     for i, x in enumerate(scored):
-        logits = model(tokens[i // n * n:i + 1])[-1]
+        logits = model(tokens[i // n * n : i + 1])[-1]
         second, first = sorted(logits)[-2:]
-        if first - second > 50:             # then log(sum of e^logit) is the first, to all digits
+        if first - second > 50:  # then log(sum of e^logit) is the first, to all digits
             clear += 1
             assert x.loss == close(first - logits[x.id])
     assert clear > 3
@@ -177,8 +198,11 @@ def test_the_counts_worked_out_on_paper():
     found = baselines([[2, 0, 1, 2], [2, 0, 0, 2]], [[2, 0, 1, 2]], 4)
     assert list(found) == NAMES
     assert list(found.values()) == [
-        nats(f(1, 4)), nats(f(15, 36), f(7, 36), f(11, 36)), nats(f(29, 36), f(19, 72), f(47, 72)),
-        nats(f(29, 36), f(55, 144), f(119, 144))]       # the first has no two tokens before it
+        nats(f(1, 4)),
+        nats(f(15, 36), f(7, 36), f(11, 36)),
+        nats(f(29, 36), f(19, 72), f(47, 72)),
+        nats(f(29, 36), f(55, 144), f(119, 144)),
+    ]  # the first has no two tokens before it
 
 
 def test_contexts_never_seen_count_for_nothing():
@@ -187,7 +211,11 @@ def test_contexts_never_seen_count_for_nothing():
     found = baselines([[2, 0, 1, 2], [2, 0, 0, 2]], [[3, 3, 0, 3]], 4)
     alone, then, last = f(3, 36), f(15, 36), f(1, 24)
     assert list(found.values()) == [
-        nats(f(1, 4)), nats(alone, then, alone), nats(alone, then, last), nats(alone, then, last)]
+        nats(f(1, 4)),
+        nats(alone, then, alone),
+        nats(alone, then, last),
+        nats(alone, then, last),
+    ]
 
 
 def test_without_any_text_all_know_nothing():
@@ -204,8 +232,12 @@ def counted(windows, before, token, vocab_size):
     if before is None:
         return Fraction(1, vocab_size)
     shorter = counted(windows, before[1:] if before else None, token, vocab_size)
-    followers = [w[i] for w in windows for i in range(max(1, len(before)), len(w))
-                 if w[i - len(before):i] == before]
+    followers = [
+        w[i]
+        for w in windows
+        for i in range(max(1, len(before)), len(w))
+        if w[i - len(before) : i] == before
+    ]
     if not followers:
         return shorter
     kinds = len(set(followers))
@@ -218,22 +250,30 @@ def test_the_counts_equal_those_of_a_slow_definition(windows, val_windows):
     expected = {"knows nothing": [], "frequencies": [], "pairs": [], "triples": []}
     for w in val_windows:
         for i in range(1, len(w)):
-            for name, before in zip(expected, (None, [], w[i - 1:i], w[max(0, i - 2):i])):
+            for name, before in zip(
+                expected, (None, [], w[i - 1 : i], w[max(0, i - 2) : i])
+            ):
                 expected[name].append(counted(windows, before, w[i], 5))
-    assert baselines(windows, val_windows, 5) == {name: nats(*p) for name, p in expected.items()}
+    assert baselines(windows, val_windows, 5) == {
+        name: nats(*p) for name, p in expected.items()
+    }
 
 
 @settings(max_examples=40)
 @given(WINDOWS, st.lists(st.integers(0, 4), min_size=1, max_size=3))
 def test_after_any_tokens_the_probabilities_of_all_tokens_sum_to_1(windows, before):
-    def given_as_last(name, token):         # p of the last token: its own loss is the sum's growth
+    def given_as_last(
+        name, token
+    ):  # p of the last token: its own loss is the sum's growth
         whole = baselines(windows, [before + [token]], 5)[name] * len(before)
         if len(before) > 1:
             whole -= baselines(windows, [before], 5)[name] * (len(before) - 1)
         return math.exp(-whole)
 
     for name in NAMES:
-        assert sum(given_as_last(name, token) for token in range(5)) == pytest.approx(1, rel=1e-10)
+        assert sum(given_as_last(name, token) for token in range(5)) == pytest.approx(
+            1, rel=1e-10
+        )
 
 
 @settings(max_examples=30)
@@ -245,8 +285,12 @@ def test_every_held_out_token_counts_the_same_as_in_evaluate(windows, val_window
     for name in NAMES:
         mean = sum(part[name] * n for part, n in zip(parts, sizes)) / sum(sizes)
         assert found[name] == close(mean)
-    uniform = make(block_size=6, sharp=0.0)             # a GPT that knows nothing, for comparison
-    assert found["knows nothing"] == close(evaluate(uniform, val_windows)) == close(math.log(4))
+    uniform = make(block_size=6, sharp=0.0)  # a GPT that knows nothing, for comparison
+    assert (
+        found["knows nothing"]
+        == close(evaluate(uniform, val_windows))
+        == close(math.log(4))
+    )
 
 
 def entropy(probabilities):
@@ -275,7 +319,9 @@ def test_of_a_chain_where_each_token_depends_on_the_one_before_pairs_know_all():
     found = baselines([text[:15000]], [text[15000:]], 4)
     steps = [(b - a) % 4 for a, b in zip(text[15000:], text[15001:])]
     truth = -sum(math.log(0.7 if step == 1 else 0.1) for step in steps) / len(steps)
-    assert truth == pytest.approx(entropy([0.7, 0.1, 0.1, 0.1]), abs=4 * 0.9 / math.sqrt(4999))
+    assert truth == pytest.approx(
+        entropy([0.7, 0.1, 0.1, 0.1]), abs=4 * 0.9 / math.sqrt(4999)
+    )
     assert found["frequencies"] == pytest.approx(math.log(4), abs=0.01)
     assert found["pairs"] == pytest.approx(truth, abs=0.01)
     assert found["pairs"] - 0.002 < found["triples"] < found["pairs"] + 0.02
@@ -286,14 +332,19 @@ def test_of_a_chain_where_each_token_depends_on_two_before_only_triples_know():
     # The sum of two tokens mod 3, the first with 0.8; after a single token all are as frequent.
     rng, text = random.Random(1), [0, 1]
     while len(text) < 20000:
-        text.append((text[-1] + text[-2] + rng.choices([1, 2, 0], [0.8, 0.1, 0.1])[0]) % 3)
+        text.append(
+            (text[-1] + text[-2] + rng.choices([1, 2, 0], [0.8, 0.1, 0.1])[0]) % 3
+        )
     found = baselines([text[:15000]], [text[15000:]], 3)
     assert found["frequencies"] == pytest.approx(math.log(3), abs=0.01)
     assert found["pairs"] == pytest.approx(math.log(3), abs=0.01)
-    assert found["triples"] == pytest.approx(entropy([0.8, 0.1, 0.1]), abs=4 * 0.84 / 70)
+    assert found["triples"] == pytest.approx(
+        entropy([0.8, 0.1, 0.1]), abs=4 * 0.84 / 70
+    )
 
 
 # reading: first of trainings that really took place
+
 
 def random_words(n, letters="abcdef", size=8):
     rng = random.Random(1)
@@ -307,7 +358,9 @@ def two_back(n):
     for _ in range(n):
         text = rng.choices("abcd", k=2)
         while len(text) < 12:
-            text.append(rule[text[-2], text[-1]] if rng.random() < 0.8 else rng.choice("abcd"))
+            text.append(
+                rule[text[-2], text[-1]] if rng.random() < 0.8 else rng.choice("abcd")
+            )
         texts.append("".join(text))
     return texts
 
@@ -326,10 +379,12 @@ def train(documents, **options):
 @pytest.mark.parametrize("lr, steps", [(10.0, 30), (100.0, 30)])
 def test_a_learning_rate_far_too_high_is_said_to_diverge(lr, steps):
     _, losses, val_loss, scale = train(two_back(50), steps=steps, lr=lr, warmup=0)
-    assert sum(losses[-5:]) / 5 > 3 * losses[0]                         # it really did
+    assert sum(losses[-5:]) / 5 > 3 * losses[0]  # it really did
     sentence = reading(losses, val_loss, scale)
     assert sentence.startswith("diverging") and "smaller lr" in sentence
-    before, after = re.search(r"in training ([\d.]+) has become ([\d.]+);", sentence).groups()
+    before, after = re.search(
+        r"in training ([\d.]+) has become ([\d.]+);", sentence
+    ).groups()
     assert float(before) < float(after)
 
 
@@ -340,16 +395,18 @@ def learned_by_heart():
 
 def test_few_documents_and_many_steps_are_said_to_overfit(learned_by_heart):
     _, losses, val_loss, scale = learned_by_heart
-    assert losses[-1] < 0.5 * losses[0] < 0.5 * val_loss                # it really did
+    assert losses[-1] < 0.5 * losses[0] < 0.5 * val_loss  # it really did
     assert reading(losses, val_loss, scale).startswith("overfitting")
 
 
 def test_samples_that_are_training_documents_are_said_to_be_memorised(learned_by_heart):
     trainer, losses, val_loss, scale = learned_by_heart
-    samples = [generate(trainer.model, trainer.tokenizer, temperature=0.5, seed=i)
-               for i in range(20)]
+    samples = [
+        generate(trainer.model, trainer.tokenizer, temperature=0.5, seed=i)
+        for i in range(20)
+    ]
     copied = sum(sample in trainer.documents for sample in samples) / 20
-    assert copied > 0.5                                                 # it really did
+    assert copied > 0.5  # it really did
     sentence = reading(losses, val_loss, scale, copied)
     assert sentence.startswith("memorising") and f"{copied:.0%}" in sentence
 
@@ -358,29 +415,43 @@ def test_samples_that_are_training_documents_are_said_to_be_memorised(learned_by
 def test_after_a_few_steps_it_is_said_to_be_no_better_than_pairs(steps):
     _, losses, val_loss, scale = train(two_back(50), steps=steps)
     sentence = reading(losses, val_loss, scale)
-    assert sentence.startswith("no better than counting pairs") and "more steps" in sentence
+    assert (
+        sentence.startswith("no better than counting pairs")
+        and "more steps" in sentence
+    )
 
 
 def test_to_begin_below_nothing_as_a_model_may_is_not_said_to_diverge():
     """Before it has learned anything a model is sure of things by chance, and loses by that."""
-    _, losses, val_loss, scale = train(random_words(40, "abcdefghijklmnopqrst"), steps=1)
+    _, losses, val_loss, scale = train(
+        random_words(40, "abcdefghijklmnopqrst"), steps=1
+    )
     assert scale["knows nothing"] < val_loss < 1.1 * losses[0]
     assert reading(losses, val_loss, scale).startswith("no better than counting pairs")
 
 
 def test_after_some_steps_it_is_said_to_be_between_pairs_and_triples():
-    _, losses, val_loss, scale = train(two_back(150), steps=30, val_fraction=0.4, seed=1)
-    assert scale["pairs"] - 0.1 > val_loss > scale["triples"] + 0.1     # far from both
-    assert reading(losses, val_loss, scale).startswith("better than counting pairs, not triples")
+    _, losses, val_loss, scale = train(
+        two_back(150), steps=30, val_fraction=0.4, seed=1
+    )
+    assert scale["pairs"] - 0.1 > val_loss > scale["triples"] + 0.1  # far from both
+    assert reading(losses, val_loss, scale).startswith(
+        "better than counting pairs, not triples"
+    )
 
 
 @pytest.mark.parametrize("steps, seed", [(10, 1), (20, 3), (15, 2), (20, 2)])
-def test_a_few_batches_that_are_hard_or_easy_by_chance_are_not_taken_for_more(steps, seed):
+def test_a_few_batches_that_are_hard_or_easy_by_chance_are_not_taken_for_more(
+    steps, seed
+):
     trainer, losses, val_loss, scale = train(
-        two_back(150), steps=steps, val_fraction=0.4, seed=seed)
-    of_all = evaluate(trainer.model, trainer.windows)   # the loss, of all that it was trained on,
-    assert of_all < losses[0] - 0.2                     # has fallen,
-    assert val_loss < 1.08 * of_all                     # and held out it is about the same
+        two_back(150), steps=steps, val_fraction=0.4, seed=seed
+    )
+    of_all = evaluate(
+        trainer.model, trainer.windows
+    )  # the loss, of all that it was trained on,
+    assert of_all < losses[0] - 0.2  # has fallen,
+    assert val_loss < 1.08 * of_all  # and held out it is about the same
     sentence = reading(losses, val_loss, scale)
     assert sentence.startswith("better than counting pairs, not triples")
 
@@ -394,8 +465,10 @@ def test_what_follows_from_more_than_two_tokens_is_said_to_be_better_than_triple
 
 def test_what_loses_to_frequencies_is_not_said_to_beat_pairs_or_triples():
     """On few texts without any order, counts of pairs and triples are misled by chance."""
-    tokenizer, documents = CharTokenizer(["abcdefghijklmnopqrst"]), random_words(
-        40, "aaaaabcdefghijklmnopqrst")
+    tokenizer, documents = (
+        CharTokenizer(["abcdefghijklmnopqrst"]),
+        random_words(40, "aaaaabcdefghijklmnopqrst"),
+    )
     pieces = [w for document in documents for w in windows(document, tokenizer, 8)]
     scale = baselines(pieces[:36], pieces[36:], tokenizer.vocab_size)
     assert scale["frequencies"] < scale["pairs"] < scale["triples"]
@@ -410,7 +483,9 @@ SCALE = dict(zip(NAMES, (4.0, 3.0, 2.0, 1.0)))
 
 def steps(*tenths):
     """The losses of 500 steps: 50 of each, and of the last until the end."""
-    return [x for x in tenths for _ in range(50)] + [tenths[-1]] * (500 - 50 * len(tenths))
+    return [x for x in tenths for _ in range(50)] + [tenths[-1]] * (
+        500 - 50 * len(tenths)
+    )
 
 
 def above(x):
@@ -421,11 +496,17 @@ def below(x):
     return x - 1e-9
 
 
-@pytest.mark.parametrize("val_loss, beginning", [
-    (above(2.0), "no better than counting pairs:"), (2.0, "no better than counting pairs:"),
-    (below(2.0), "better than counting pairs, not triples:"),
-    (1.0, "better than counting pairs, not triples:"),
-    (below(1.0), "better than counting triples:"), (0.0, "better than counting triples:")])
+@pytest.mark.parametrize(
+    "val_loss, beginning",
+    [
+        (above(2.0), "no better than counting pairs:"),
+        (2.0, "no better than counting pairs:"),
+        (below(2.0), "better than counting pairs, not triples:"),
+        (1.0, "better than counting pairs, not triples:"),
+        (below(1.0), "better than counting triples:"),
+        (0.0, "better than counting triples:"),
+    ],
+)
 def test_to_be_better_is_to_have_a_lower_loss(val_loss, beginning):
     assert reading(steps(3.0, 2.0), val_loss, SCALE).startswith(beginning)
 
@@ -437,20 +518,22 @@ def test_a_tenth_more_than_the_lowest_mean_is_not_yet_a_rise():
 
 def test_the_rise_is_told_between_means_of_a_tenth_of_the_steps():
     losses = steps(3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.5)
-    losses[175:225] = [1.0] * 50                        # half of two tenths: their means are 1.5
-    losses[-1] = 7.5                                    # the last mean is 2.6
+    losses[175:225] = [1.0] * 50  # half of two tenths: their means are 1.5
+    losses[-1] = 7.5  # the last mean is 2.6
     sentence = reading(losses, 2.0, SCALE)
     assert sentence.startswith("diverging: in training 1.500 has become 2.600;")
 
 
 def test_a_rise_above_the_very_first_loss_is_told_even_of_few_steps():
-    assert reading([2.0] + [3.0] * 29, 3.0, SCALE).startswith("diverging: in training 2.000 has")
+    assert reading([2.0] + [3.0] * 29, 3.0, SCALE).startswith(
+        "diverging: in training 2.000 has"
+    )
     assert not reading([3.0] * 30, 3.0, SCALE).startswith("diverging")
 
 
 @pytest.mark.parametrize("loss, rose", [(7.1, True), (6.9, False)])
 def test_of_few_steps_a_mean_is_that_of_25(loss, rose):
-    losses = [2.0] * 35 + [loss] + [2.0] * 24           # means of the last 25: 2.204 and 2.196
+    losses = [2.0] * 35 + [loss] + [2.0] * 24  # means of the last 25: 2.204 and 2.196
     assert reading(losses, 2.0, SCALE).startswith("diverging") == rose
 
 
@@ -462,18 +545,26 @@ def test_one_bad_step_among_many_is_no_divergence():
 
 def test_half_of_the_samples_may_be_training_documents_and_no_more():
     assert not reading(steps(1.0), 1.0, SCALE, 0.5).startswith("memorising")
-    assert reading(steps(1.0), 1.0, SCALE, 0.55).startswith("memorising: 55% of the samples")
+    assert reading(steps(1.0), 1.0, SCALE, 0.55).startswith(
+        "memorising: 55% of the samples"
+    )
     assert not reading(steps(1.0), 1.0, SCALE).startswith("memorising")
 
 
 def test_a_tenth_more_held_out_than_in_training_is_not_yet_overfitting():
     assert not reading(steps(1.0), below(1.1), SCALE).startswith("overfitting")
-    assert reading(steps(1.0), above(1.1), SCALE).startswith("overfitting (training 1.000):")
+    assert reading(steps(1.0), above(1.1), SCALE).startswith(
+        "overfitting (training 1.000):"
+    )
 
 
 @settings(max_examples=30)
-@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=45), st.floats(0.01, 10),
-       st.lists(st.floats(0.1, 5), min_size=4, max_size=4), st.floats(0, 1))
+@given(
+    st.lists(st.floats(0.01, 10), min_size=1, max_size=45),
+    st.floats(0.01, 10),
+    st.lists(st.floats(0.1, 5), min_size=4, max_size=4),
+    st.floats(0, 1),
+)
 def test_there_is_a_sentence_for_any_losses(losses, val_loss, scale, copied):
     sentence = reading(losses, val_loss, dict(zip(NAMES, scale)), copied)
     assert re.match("diverging|memorising|overfitting|no better|better", sentence)

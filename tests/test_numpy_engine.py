@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import microgpt
-from microgpt import GPT, CharTokenizer, Config, TrainConfig, Trainer, batch_gradients, generate
+from microgpt import (
+    GPT,
+    CharTokenizer,
+    Config,
+    TrainConfig,
+    Trainer,
+    batch_gradients,
+    generate,
+)
 
 np = pytest.importorskip("numpy")
 
@@ -22,7 +30,18 @@ sys.path.insert(0, HERE)
 from numpy_engine import Array, NumpyTrainer, to_arrays  # noqa: E402
 
 ENV = {name: x for name, x in os.environ.items() if not name.startswith("PYTHON")}
-DOCUMENTS = ["ada", "bob", "abba", "dada", "cab", "bad", "dab", "cad", "abcabcabcabc", "d"]
+DOCUMENTS = [
+    "ada",
+    "bob",
+    "abba",
+    "dada",
+    "cab",
+    "bad",
+    "dab",
+    "cad",
+    "abcabcabcabc",
+    "d",
+]
 # There are 9 windows: 7 steps of 3 go through more than two epochs. Biases of keys change nothing,
 # so their gradients are rounding alone, of which AdamW makes steps, not small ones if lr is large.
 SETTINGS = {
@@ -39,7 +58,9 @@ def near(x, tolerance=1e-10):
 
 
 def flat(x):
-    return np.concatenate([np.ravel(y) for y in (x.values() if isinstance(x, dict) else x)])
+    return np.concatenate(
+        [np.ravel(y) for y in (x.values() if isinstance(x, dict) else x)]
+    )
 
 
 def shaken(config, seed):
@@ -55,12 +76,21 @@ def shaken(config, seed):
 @st.composite
 def models_and_batches(draw):
     n_head = draw(st.integers(1, 3))
-    config = Config(vocab_size=draw(st.integers(1, 6)), block_size=draw(st.integers(1, 6)),
-                    n_layer=draw(st.integers(1, 2)), n_head=n_head,
-                    n_embd=n_head * draw(st.integers(1, 3)))
-    window = st.lists(st.integers(0, config.vocab_size - 1),
-                      min_size=2, max_size=config.block_size + 1)
-    return shaken(config, draw(st.integers(0, 999))), draw(st.lists(window, min_size=1, max_size=4))
+    config = Config(
+        vocab_size=draw(st.integers(1, 6)),
+        block_size=draw(st.integers(1, 6)),
+        n_layer=draw(st.integers(1, 2)),
+        n_head=n_head,
+        n_embd=n_head * draw(st.integers(1, 3)),
+    )
+    window = st.lists(
+        st.integers(0, config.vocab_size - 1),
+        min_size=2,
+        max_size=config.block_size + 1,
+    )
+    return shaken(config, draw(st.integers(0, 999))), draw(
+        st.lists(window, min_size=1, max_size=4)
+    )
 
 
 @settings(max_examples=30)
@@ -83,10 +113,13 @@ def test_bare_arrays_give_the_logits_and_traces_of_floats(model_and_batch):
     assert to_arrays(model).loss(batch, found) == near(model.loss(batch, expected))
     assert list(found) == list(expected)
     for name, x in expected.items():
-        if name.endswith(".attn"):       # heads, of a list of weights for each token
+        if name.endswith(".attn"):  # heads, of a list of weights for each token
             assert [list(map(len, head)) for head in found[name]] == [
-                list(map(len, head)) for head in x]
-            x, found[name] = ([w for head in heads for w in head] for heads in (x, found[name]))
+                list(map(len, head)) for head in x
+            ]
+            x, found[name] = (
+                [w for head in heads for w in head] for heads in (x, found[name])
+            )
         assert flat(found[name]) == near(flat(x)), name
 
 
@@ -95,20 +128,28 @@ def test_bare_arrays_give_the_logits_and_traces_of_floats(model_and_batch):
 def test_with_a_cache_tokens_may_come_in_pieces(model_and_batch, n):
     model, ((*tokens, _), *_) = model_and_batch
     caches, arrays = (model.new_cache(), model.new_cache()), to_arrays(model)
-    for piece in (tokens[i:i + n] for i in range(0, len(tokens), n)):
+    for piece in (tokens[i : i + n] for i in range(0, len(tokens), n)):
         expected, found = {}, {}
         logits = model(piece, cache=caches[0], trace=expected)
         assert flat(arrays(piece, cache=caches[1], trace=found)) == near(flat(logits))
         weights, others = (sum(trace["h.0.attn"], []) for trace in (expected, found))
-        assert [*map(len, others)] == [*map(len, weights)] and flat(others) == near(flat(weights))
+        assert [*map(len, others)] == [*map(len, weights)] and flat(others) == near(
+            flat(weights)
+        )
     assert [flat(x) for x in caches[1][-1]] == [near(flat(x)) for x in caches[0][-1]]
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 1}, {"seed": 2, "top_k": 3}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"seed": 1}, {"seed": 2, "top_k": 3}]
+)
 def test_arrays_write_what_floats_write(tokenizer, options):
-    model = shaken(Config(tokenizer.vocab_size, block_size=8, n_layer=2, n_head=2, n_embd=4), 3)
+    model = shaken(
+        Config(tokenizer.vocab_size, block_size=8, n_layer=2, n_head=2, n_embd=4), 3
+    )
     models = model, to_arrays(model)
-    one, other = (generate(x, tokenizer, "ab", max_tokens=30, **options) for x in models)
+    one, other = (
+        generate(x, tokenizer, "ab", max_tokens=30, **options) for x in models
+    )
     assert one == other
     one, other = (microgpt.score(x, tokenizer, "abecedocebla") for x in models)
     assert [x.loss for x in one] == near([x.loss for x in other])
@@ -126,7 +167,9 @@ def test_scores_of_any_size_do_not_overflow():
         assert flat(arrays[name]) == near(flat(x), 1e-6), name
 
 
-@pytest.mark.parametrize("tokens", [[0, 5], [0, -1], [-6], [0, 1, 2, 3, 4, 0, 1, 9], [0] * 9])
+@pytest.mark.parametrize(
+    "tokens", [[0, 5], [0, -1], [-6], [0, 1, 2, 3, 4, 0, 1, 9], [0] * 9]
+)
 def test_a_token_or_position_outside_the_table_is_refused_as_by_floats(tokens):
     model = GPT(Config(vocab_size=5, block_size=8))
     with pytest.raises(ValueError) as expected:
@@ -138,21 +181,32 @@ def test_a_token_or_position_outside_the_table_is_refused_as_by_floats(tokens):
 
 # Training
 
+
 def new_trainer(cls, **options):
     tokenizer = CharTokenizer(DOCUMENTS)
-    model = shaken(Config(tokenizer.vocab_size, block_size=6, n_head=2, n_embd=4), seed=1)
-    config = TrainConfig(**{"steps": 7, "batch_size": 3, "warmup": 2, "seed": 7, **options})
+    model = shaken(
+        Config(tokenizer.vocab_size, block_size=6, n_head=2, n_embd=4), seed=1
+    )
+    config = TrainConfig(
+        **{"steps": 7, "batch_size": 3, "warmup": 2, "seed": 7, **options}
+    )
     return cls(model, tokenizer, DOCUMENTS, config)
 
 
 def run(trainer, steps=1000):
     """What the steps report, but for their speed, as rows of numbers."""
-    return [[step.step, step.loss, step.learning_rate, step.val_loss or 0.0]
-            for _, step in zip(range(steps), trainer)]
+    return [
+        [step.step, step.loss, step.learning_rate, step.val_loss or 0.0]
+        for _, step in zip(range(steps), trainer)
+    ]
 
 
 def state(trainer):
-    return [flat(trainer.model.params), flat(trainer.optimizer.m), flat(trainer.optimizer.v)]
+    return [
+        flat(trainer.model.params),
+        flat(trainer.optimizer.m),
+        flat(trainer.optimizer.v),
+    ]
 
 
 def assert_same(a, b, tolerance=1e-10):
@@ -171,7 +225,9 @@ def test_a_training_takes_the_steps_of_microgpts_own(options):
     assert np.abs(flat(trainers[1].model.params) - before).max() > 1e-4
 
 
-@pytest.mark.parametrize("first, second", [(Trainer, NumpyTrainer), (NumpyTrainer, Trainer)])
+@pytest.mark.parametrize(
+    "first, second", [(Trainer, NumpyTrainer), (NumpyTrainer, Trainer)]
+)
 def test_a_training_begun_in_the_one_goes_on_in_the_other(tmp_path, first, second):
     options = {"weight_decay": 0.1, "clip": 0.5, "eval_every": 3}
     whole, begun = new_trainer(first, **options), new_trainer(first, **options)
@@ -183,7 +239,9 @@ def test_a_training_begun_in_the_one_goes_on_in_the_other(tmp_path, first, secon
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_a_resumed_training_is_to_the_bit_one_that_never_stopped(tmp_path, monkeypatch, dtype):
+def test_a_resumed_training_is_to_the_bit_one_that_never_stopped(
+    tmp_path, monkeypatch, dtype
+):
     monkeypatch.setattr(NumpyTrainer, "dtype", dtype)
     whole, begun = new_trainer(NumpyTrainer), new_trainer(NumpyTrainer)
     expected, found = run(whole), run(begun, 4)
@@ -200,10 +258,13 @@ def test_what_it_saves_opens_in_plain_floats(tmp_path):
     run(trainer)
     trainer.save(tmp_path)
     model = GPT.load(tmp_path)
-    assert {type(x) for x in sum(model.params["wte.weight"], model.params["ln_f.bias"])} == {float}
+    assert {
+        type(x) for x in sum(model.params["wte.weight"], model.params["ln_f.bias"])
+    } == {float}
     assert (flat(model.params) == flat(trainer.model.params)).all()
     assert generate(model, trainer.tokenizer, seed=1) == generate(
-        trainer.model, trainer.tokenizer, seed=1)
+        trainer.model, trainer.tokenizer, seed=1
+    )
 
 
 def test_float32_is_float32_throughout_and_near_float64():
@@ -215,10 +276,15 @@ def test_float32_is_float32_throughout_and_near_float64():
     lifted = arrays.lift(Array)
     found = lifted.loss(batch)
     found.backward()
-    assert {x.dtype for x in [*arrays.params.values(), found.data,
-                              *(x.grad for x in lifted.params.values()),
-                              *(x for name, x in seen.items() if not name.endswith(".attn"))]
-            } == {np.dtype("float32")}
+    assert {
+        x.dtype
+        for x in [
+            *arrays.params.values(),
+            found.data,
+            *(x.grad for x in lifted.params.values()),
+            *(x for name, x in seen.items() if not name.endswith(".attn")),
+        ]
+    } == {np.dtype("float32")}
     assert float(found) == near(loss, 1e-4)
     for name, x in gradients.items():
         assert flat(Array.gradient(lifted.params[name])) == near(flat(x), 1e-4), name
@@ -235,10 +301,21 @@ def test_an_input_that_is_not_lifted_leaves_the_gradients_of_the_others_as_they_
 
 # Command line
 
+
 def command(script, *args, path=(), **options):
-    env = {**ENV, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": os.pathsep.join(map(str, path))}
-    return subprocess.run([sys.executable, os.path.join(ROOT, script), *map(str, args)], env=env,
-                          capture_output=True, encoding="utf-8", timeout=300, **options)
+    env = {
+        **ENV,
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONPATH": os.pathsep.join(map(str, path)),
+    }
+    return subprocess.run(
+        [sys.executable, os.path.join(ROOT, script), *map(str, args)],
+        env=env,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        **options,
+    )
 
 
 def engine(*args, **options):
@@ -260,28 +337,58 @@ def without_numpy(tmp_path):
 
 
 def test_the_command_prints_what_microgpts_own_does_but_for_speeds_and_its_name(file):
-    options = (file, "--steps", 20, "--eval-every", 5, "--n-layer", 2, "--samples", 5, "--seed", -3)
+    options = (
+        file,
+        "--steps",
+        20,
+        "--eval-every",
+        5,
+        "--n-layer",
+        2,
+        "--samples",
+        5,
+        "--seed",
+        -3,
+    )
     results = [command("microgpt.py", *options), engine(*options)]
     assert [(x.returncode, x.stderr) for x in results] == [(0, "")] * 2
-    expected, found = [re.sub(r"[\d,]+ tokens/s  .* left", "", x.stdout) for x in results]
+    expected, found = [
+        re.sub(r"[\d,]+ tokens/s  .* left", "", x.stdout) for x in results
+    ]
     assert found.replace("NumPy engine, float64", "tensor engine") == expected
     assert found.count("  loss ") == 10 and "NumPy engine, float64" in found
 
 
-def test_options_may_stand_anywhere_and_what_is_saved_goes_on_in_microgpt(file, tmp_path):
+def test_options_may_stand_anywhere_and_what_is_saved_goes_on_in_microgpt(
+    file, tmp_path
+):
     short = ("--steps", 2, "--samples", 1)
     first = engine(*short, "--dtype", "float32", file, "--save", tmp_path / "kept")
     assert first.returncode == 0 and "NumPy engine, float32" in first.stdout
-    more = command("microgpt.py", file, "--resume", tmp_path / "kept", "--steps", 4, "--quiet")
-    again = engine("--dtype=float64", file, "--resume", tmp_path / "kept", "--steps", 6, "--quiet")
+    more = command(
+        "microgpt.py", file, "--resume", tmp_path / "kept", "--steps", 4, "--quiet"
+    )
+    again = engine(
+        "--dtype=float64", file, "--resume", tmp_path / "kept", "--steps", 6, "--quiet"
+    )
     written = command("microgpt.py", "sample", tmp_path / "kept", "--n", 1)
     assert [(x.returncode, x.stderr) for x in (more, again, written)] == [(0, "")] * 3
 
 
 def test_a_training_with_engine_numpy_goes_on_in_microgpt_too(file, tmp_path):
     options = (file, "--steps", 2, "--samples", 0, "--save", tmp_path / "kept")
-    if engine(*options, "--engine", "numpy").returncode == 0:       # or it is refused at once
-        again = (file, "--resume", tmp_path / "kept", "--steps", 3, "--engine", "tensor")
+    if (
+        engine(*options, "--engine", "numpy").returncode == 0
+    ):  # or it is refused at once
+        again = (
+            file,
+            "--resume",
+            tmp_path / "kept",
+            "--steps",
+            3,
+            "--engine",
+            "tensor",
+        )
         assert command("microgpt.py", *again).stderr == ""
 
 
@@ -291,10 +398,16 @@ def test_help_names_its_own_option_and_all_of_microgpts():
     assert "--dtype float32|float64" in result.stdout and whole in result.stdout
 
 
-@pytest.mark.parametrize("options, message", [
-    (("--workers", 2), "workers is 2: "), (("--dtype", "float16"), "'float16'"),
-    (("--dtype",), "--dtype"), (("--dtpye", "float32"), "--dtpye"), (("--steps", 0), "steps is 0"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--workers", 2), "workers is 2: "),
+        (("--dtype", "float16"), "'float16'"),
+        (("--dtype",), "--dtype"),
+        (("--dtpye", "float32"), "--dtpye"),
+        (("--steps", 0), "steps is 0"),
+    ],
+)
 def test_bad_options_end_in_one_line(file, options, message):
     result = engine(file, *options)
     assert result.returncode != 0 and result.stdout == "" and message in result.stderr
@@ -308,9 +421,15 @@ def test_a_missing_numpy_is_one_line_with_what_to_do(without_numpy):
     assert re.fullmatch("numpy_engine: .*pip install numpy\n", result.stderr)
 
 
-def test_importing_it_without_numpy_is_an_import_error_with_what_to_do(without_numpy, tmp_path):
+def test_importing_it_without_numpy_is_an_import_error_with_what_to_do(
+    without_numpy, tmp_path
+):
     script = tmp_path / "script.py"
-    script.write_text("try:\n    import numpy_engine\nexcept ImportError as error:\n"
-                      "    print(error, error.__suppress_context__)")
+    script.write_text(
+        "try:\n    import numpy_engine\nexcept ImportError as error:\n"
+        "    print(error, error.__suppress_context__)"
+    )
     result = command(script, path=[*without_numpy, HERE])
-    assert re.fullmatch("numpy_engine: .*pip install numpy True\n", result.stdout), result.stderr
+    assert re.fullmatch("numpy_engine: .*pip install numpy True\n", result.stdout), (
+        result.stderr
+    )

@@ -17,7 +17,14 @@ def test_the_first_step_is_the_learning_rate_whatever_the_gradient():
 
 
 def test_steps_follow_the_formula_of_the_paper():
-    gradients, lr, beta1, beta2, eps, decay = [0.3, -0.2, 0.5, 0.1], 0.05, 0.9, 0.95, 1e-3, 0.1
+    gradients, lr, beta1, beta2, eps, decay = (
+        [0.3, -0.2, 0.5, 0.1],
+        0.05,
+        0.9,
+        0.95,
+        1e-3,
+        0.1,
+    )
     params = {"h.0.mlp.c_fc.weight": [[2.0]]}
     optimizer = AdamW(params, beta1, beta2, eps, decay)
     p, m, v = 2.0, 0.0, 0.0
@@ -25,13 +32,20 @@ def test_steps_follow_the_formula_of_the_paper():
         optimizer.step({"h.0.mlp.c_fc.weight": [[g]]}, lr)
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
         p -= lr * decay * p
-        p -= lr * (m / (1 - beta1 ** t)) / (math.sqrt(v / (1 - beta2 ** t)) + eps)
+        p -= lr * (m / (1 - beta1**t)) / (math.sqrt(v / (1 - beta2**t)) + eps)
         assert params["h.0.mlp.c_fc.weight"][0][0] == pytest.approx(p, rel=1e-13)
 
 
 def test_decay_spares_biases_gains_and_embeddings():
-    names = ["h.0.attn.c_attn.weight", "h.0.mlp.c_proj.weight",
-             "wte.weight", "wpe.weight", "h.0.ln_1.weight", "h.0.attn.c_attn.bias", "ln_f.bias"]
+    names = [
+        "h.0.attn.c_attn.weight",
+        "h.0.mlp.c_proj.weight",
+        "wte.weight",
+        "wpe.weight",
+        "h.0.ln_1.weight",
+        "h.0.attn.c_attn.bias",
+        "ln_f.bias",
+    ]
     params = {name: [1.0] for name in names}
     AdamW(params, weight_decay=0.5).step({name: [0.0] for name in names}, lr=0.1)
     assert [params[name][0] for name in names] == [0.95, 0.95, 1, 1, 1, 1, 1]
@@ -73,5 +87,7 @@ def test_it_descends():
     params = {"w": [[3.0, -2.0]]}
     optimizer = AdamW(params)
     for step in range(300):
-        optimizer.step({"w": [[2 * x for x in params["w"][0]]]}, learning_rate(step, 300, 0.1))
+        optimizer.step(
+            {"w": [[2 * x for x in params["w"][0]]]}, learning_rate(step, 300, 0.1)
+        )
     assert params["w"][0] == pytest.approx([0.0, 0.0], abs=1e-2)

@@ -37,9 +37,18 @@ def equal(a, b):
 
 
 def write_config(directory, config):
-    (directory / "config.json").write_text(json.dumps({
-        "model_type": "gpt2", "vocab_size": config.vocab_size, "n_positions": config.block_size,
-        "n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd}))
+    (directory / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "gpt2",
+                "vocab_size": config.vocab_size,
+                "n_positions": config.block_size,
+                "n_layer": config.n_layer,
+                "n_head": config.n_head,
+                "n_embd": config.n_embd,
+            }
+        )
+    )
 
 
 def loads_as(directory, expected):
@@ -82,8 +91,10 @@ def test_the_library_accepts_every_file_of_a_training_and_its_metadata(tmp_path,
         next(trainer)
     trainer.save(tmp_path)
     names = set(parameter_shapes(model.config))
-    for file, expected in (("model", names), ("trainer", {m + n for m in ("m.", "v.")
-                                                          for n in names})):
+    for file, expected in (
+        ("model", names),
+        ("trainer", {m + n for m in ("m.", "v.") for n in names}),
+    ):
         with safetensors.safe_open(tmp_path / f"{file}.safetensors", "np") as opened:
             assert set(opened.keys()) == expected
             metadata = opened.metadata()
@@ -107,23 +118,41 @@ def test_the_library_accepts_a_file_without_more_metadata(tmp_path):
 @pytest.mark.parametrize("metadata", [None, {"format": "pt", "more": "ünï\n"}])
 def test_what_the_library_writes_is_read(tmp_path, shape, dtype, prefix, metadata):
     model = random_model(shape)
-    tensors = {name: np.ascontiguousarray(in_file(name, x)).astype(dtype)
-               for name, x in model.params.items()}
-    masks = {f"{prefix}h.{i}.attn.bias": np.tril(np.ones((1, 1, 4, 4), bool))
-             for i in range(model.config.n_layer)}
+    tensors = {
+        name: np.ascontiguousarray(in_file(name, x)).astype(dtype)
+        for name, x in model.params.items()
+    }
+    masks = {
+        f"{prefix}h.{i}.attn.bias": np.tril(np.ones((1, 1, 4, 4), bool))
+        for i in range(model.config.n_layer)
+    }
     write_config(tmp_path, model.config)
-    save_file({**masks, **{prefix + name: x for name, x in tensors.items()}},
-              tmp_path / "model.safetensors", metadata)
+    save_file(
+        {**masks, **{prefix + name: x for name, x in tensors.items()}},
+        tmp_path / "model.safetensors",
+        metadata,
+    )
     assert loads_as(tmp_path, tensors)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_extreme_numbers_that_the_library_writes_are_read(tmp_path, dtype):
     model, info = random_model(SHAPES[0]), np.finfo(dtype)
-    extremes = [-0.0, info.smallest_subnormal, -info.tiny, info.max, info.min, info.eps, 1 / 3, 1]
+    extremes = [
+        -0.0,
+        info.smallest_subnormal,
+        -info.tiny,
+        info.max,
+        info.min,
+        info.eps,
+        1 / 3,
+        1,
+    ]
     model.params["ln_f.bias"] = extremes
-    tensors = {name: np.ascontiguousarray(in_file(name, x)).astype(dtype)
-               for name, x in model.params.items()}
+    tensors = {
+        name: np.ascontiguousarray(in_file(name, x)).astype(dtype)
+        for name, x in model.params.items()
+    }
     write_config(tmp_path, model.config)
     save_file(tensors, tmp_path / "model.safetensors")
     assert loads_as(tmp_path, tensors)
@@ -134,8 +163,12 @@ def test_what_the_library_writes_from_torch_is_read(tmp_path, dtype):
     torch = pytest.importorskip("torch")
     torch_files = pytest.importorskip("safetensors.torch")
     model = random_model(SHAPES[0])
-    tensors = {name: torch.tensor(in_file(name, x).tolist(), dtype=torch.float64)
-               .to(getattr(torch, dtype)) for name, x in model.params.items()}
+    tensors = {
+        name: torch.tensor(in_file(name, x).tolist(), dtype=torch.float64).to(
+            getattr(torch, dtype)
+        )
+        for name, x in model.params.items()
+    }
     write_config(tmp_path, model.config)
     torch_files.save_file(tensors, tmp_path / "model.safetensors")
     assert loads_as(tmp_path, {name: x.double().numpy() for name, x in tensors.items()})
@@ -145,8 +178,10 @@ def test_what_the_library_writes_from_torch_is_read(tmp_path, dtype):
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_numbers_that_are_none_are_refused(tmp_path, number, dtype):
     model = random_model(SHAPES[0])
-    tensors = {name: np.ascontiguousarray(in_file(name, x)).astype(dtype)
-               for name, x in model.params.items()}
+    tensors = {
+        name: np.ascontiguousarray(in_file(name, x)).astype(dtype)
+        for name, x in model.params.items()
+    }
     tensors["h.1.mlp.c_fc.weight"][-1, 0] = number
     write_config(tmp_path, model.config)
     save_file(tensors, tmp_path / "model.safetensors")

@@ -30,8 +30,10 @@ import microgpt
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NODE_MODULES = os.environ.get("MICROGPT_NODE_MODULES", "")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(
-    shutil.which, ["chromium", "chromium-browser", "google-chrome"])), "")
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])),
+    "",
+)
 
 
 def source(*path):
@@ -41,10 +43,16 @@ def source(*path):
 
 INDEX = source("examples", "playground", "index.html")
 CDN = sorted(set(re.findall(r"https://cdn[\w./@-]+?/(?:v|uplot@)[\d.]+/", INDEX)))
-VERSIONS = {"pyodide": re.search(r"/pyodide/v([\d.]+)/", INDEX)[1],
-            "uplot": re.search(r"/uplot@([\d.]+)/", INDEX)[1]}
-SLIDERS = {name: [float(x) for x in values.split()] for name, values in re.findall(
-    r'<input type="range" name="(\w+)"[^>]*data-values="([^"]+)"', INDEX)}
+VERSIONS = {
+    "pyodide": re.search(r"/pyodide/v([\d.]+)/", INDEX)[1],
+    "uplot": re.search(r"/uplot@([\d.]+)/", INDEX)[1],
+}
+SLIDERS = {
+    name: [float(x) for x in values.split()]
+    for name, values in re.findall(
+        r'<input type="range" name="(\w+)"[^>]*data-values="([^"]+)"', INDEX
+    )
+}
 
 
 def missing():
@@ -55,13 +63,17 @@ def missing():
         return "Chromium is missing: install it, or name it in CHROMIUM"
     for name, version in VERSIONS.items():
         try:
-            with open(os.path.join(NODE_MODULES, name, "package.json"), encoding="utf-8") as file:
+            with open(
+                os.path.join(NODE_MODULES, name, "package.json"), encoding="utf-8"
+            ) as file:
                 found = json.load(file)["version"]
         except OSError:
             found = "not there"
         if not NODE_MODULES or found != version:
-            return (f"npm's {name} {version} is missing: npm install {name}@{version}, and name "
-                    f"the folder node_modules in MICROGPT_NODE_MODULES (there it is {found})")
+            return (
+                f"npm's {name} {version} is missing: npm install {name}@{version}, and name "
+                f"the folder node_modules in MICROGPT_NODE_MODULES (there it is {found})"
+            )
     return None
 
 
@@ -93,12 +105,17 @@ window.Worker = function (...args) { return window.worker = new start(...args); 
 
 # --- Serving and opening the page ----------------------------------------------------------------
 
+
 class Server(http.server.SimpleHTTPRequestHandler):
     """The repository as `python -m http.server` serves it; /own-pyodide/ is a copy of Pyodide."""
+
     def translate_path(self, path):
         own, _, name = path.partition("/own-pyodide/")
-        return super().translate_path(path) if own or not name else os.path.join(
-            NODE_MODULES, "pyodide", os.path.basename(name))
+        return (
+            super().translate_path(path)
+            if own or not name
+            else os.path.join(NODE_MODULES, "pyodide", os.path.basename(name))
+        )
 
     def log_message(self, *_):
         pass
@@ -107,7 +124,8 @@ class Server(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def base():
     server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Server, directory=ROOT))
+        ("127.0.0.1", 0), functools.partial(Server, directory=ROOT)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -117,9 +135,15 @@ def base():
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=[
-            "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-            "--disable-component-update"])
+        opened = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--disable-component-update",
+            ],
+        )
         yield opened
         opened.close()
 
@@ -132,23 +156,39 @@ def npm_file(address):
 
 
 def answer(route):
-    kinds = {"mjs": "text/javascript", "js": "text/javascript", "wasm": "application/wasm",
-             "css": "text/css", "json": "application/json", "zip": "application/zip"}
+    kinds = {
+        "mjs": "text/javascript",
+        "js": "text/javascript",
+        "wasm": "application/wasm",
+        "css": "text/css",
+        "json": "application/json",
+        "zip": "application/zip",
+    }
     address = route.request.url
-    route.fulfill(path=npm_file(address), content_type=kinds[address.rpartition(".")[2]],
-                  headers={"access-control-allow-origin": "*"})
+    route.fulfill(
+        path=npm_file(address),
+        content_type=kinds[address.rpartition(".")[2]],
+        headers={"access-control-allow-origin": "*"},
+    )
 
 
 def visit(browser, address, pyodide=answer):
     """Open the page -> it, with all requests that it makes and all that goes wrong in it."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True,
-                                  reduced_motion="reduce")
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 900},
+        accept_downloads=True,
+        reduced_motion="reduce",
+    )
     context.set_default_timeout(30000)
     context.add_init_script(WATCH)
-    here = SimpleNamespace(page=context.new_page(), context=context, requests=[], troubles=[])
+    here = SimpleNamespace(
+        page=context.new_page(), context=context, requests=[], troubles=[]
+    )
     context.on("request", lambda request: here.requests.append(request.url))
-    here.page.on("console", lambda message: here.troubles.append(
-        f"{message.type}: {message.text}"))
+    here.page.on(
+        "console",
+        lambda message: here.troubles.append(f"{message.type}: {message.text}"),
+    )
     here.page.on("pageerror", lambda error: here.troubles.append(f"uncaught: {error}"))
     context.route("https://**", lambda route: route.abort())
     context.route(CDN[0] + "**" if "uplot" in CDN[0] else CDN[1] + "**", answer)
@@ -161,16 +201,23 @@ def until(page, true, seconds=60):
     """Wait for what a function says; the page's security policy forbids page.wait_for_function."""
     end = time.monotonic() + seconds
     while not (result := true()):
-        assert time.monotonic() < end, f"waited in vain; the page says: {page.inner_text('header')}"
+        assert time.monotonic() < end, (
+            f"waited in vain; the page says: {page.inner_text('header')}"
+        )
         page.wait_for_timeout(20)
     return result
 
 
 def booted(page):
-    until(page, lambda: page.is_enabled("#go") or "error" in (page.get_attribute(
-        "#status", "class") or ""))
+    until(
+        page,
+        lambda: (
+            page.is_enabled("#go")
+            or "error" in (page.get_attribute("#status", "class") or "")
+        ),
+    )
     assert page.is_enabled("#go"), page.inner_text("#status")
-    until(page, lambda: page.locator("#graph g").count())       # the last that is set up
+    until(page, lambda: page.locator("#graph g").count())  # the last that is set up
 
 
 @pytest.fixture(scope="module")
@@ -181,13 +228,31 @@ def here(browser, base):
     page = here.page
     until(page, lambda: len(held) >= 3)
     here.first = {
-        "heading": page.is_visible("h1"), "status": page.inner_text("#status"),
-        "loading": page.is_visible("#loading"), "narrow": narrow(page),
-        "panels": [page.is_visible(f"#{name} h2") for name in
-                   ("train", "generate", "inside", "value", "keep")],
-        "enabled": [name for name in (
-            "go", "stop", "again", "draw", "write", "look", "back-one", "back-all", "download",
-            "open") if page.is_enabled(f"#{name}")]}
+        "heading": page.is_visible("h1"),
+        "status": page.inner_text("#status"),
+        "loading": page.is_visible("#loading"),
+        "narrow": narrow(page),
+        "panels": [
+            page.is_visible(f"#{name} h2")
+            for name in ("train", "generate", "inside", "value", "keep")
+        ],
+        "enabled": [
+            name
+            for name in (
+                "go",
+                "stop",
+                "again",
+                "draw",
+                "write",
+                "look",
+                "back-one",
+                "back-all",
+                "download",
+                "open",
+            )
+            if page.is_enabled(f"#{name}")
+        ],
+    }
     here.context.unroute("https://cdn.jsdelivr.net/pyodide/**")
     here.context.route("https://cdn.jsdelivr.net/pyodide/**", answer)
     for route in held:
@@ -216,10 +281,13 @@ def ours():
 
 # --- What a person does --------------------------------------------------------------------------
 
+
 def slide(page, **values):
     for name, value in values.items():
-        page.fill(f"[name={name}], #{name}",
-                  str(SLIDERS[name].index(value) if name in SLIDERS else value))
+        page.fill(
+            f"[name={name}], #{name}",
+            str(SLIDERS[name].index(value) if name in SLIDERS else value),
+        )
 
 
 def step(page):
@@ -233,10 +301,13 @@ def curve(page):
 
 def ask(page, method, *args):
     """Ask the page's Python, past its panels."""
-    return page.evaluate("""async ([method, args]) => {
+    return page.evaluate(
+        """async ([method, args]) => {
       const { python } = await import("/examples/playground/python.js");
       return python[method](...args);
-    }""", [method, args])
+    }""",
+        [method, args],
+    )
 
 
 def settle(page):
@@ -248,7 +319,9 @@ def settle(page):
 def train(page, **options):
     """Train to the end. The last thing to come is a sample."""
     slide(page, **{"steps": 100, **options})
-    page.evaluate("document.getElementById('reading').textContent = ''")    # of a former one
+    page.evaluate(
+        "document.getElementById('reading').textContent = ''"
+    )  # of a former one
     page.click("#go")
     until(page, lambda: page.inner_text("#reading"))
     settle(page)
@@ -299,14 +372,19 @@ def words(page, place):
     until(page, lambda: page.is_visible(place), 10)
     told = page.inner_text(place)
     assert "\n" not in told and 10 < len(told) < 300, told
-    assert not re.search("Error|Errno|Exception|Traceback|/playground|undefined|null|Pyodide", told)
+    assert not re.search(
+        "Error|Errno|Exception|Traceback|/playground|undefined|null|Pyodide", told
+    )
     return told
 
 
 def bars(page):
     """[height of what the model has, height of what is drawn] of each token, in %."""
-    return page.eval_on_selector_all("#bars .bar", """(bars) => bars.map((bar) =>
-      [...bar.querySelectorAll("i")].map((height) => parseFloat(height.style.height)))""")
+    return page.eval_on_selector_all(
+        "#bars .bar",
+        """(bars) => bars.map((bar) =>
+      [...bar.querySelectorAll("i")].map((height) => parseFloat(height.style.height)))""",
+    )
 
 
 def shares(page):
@@ -320,25 +398,33 @@ def narrow(page):
     page.set_viewport_size({"width": 360, "height": 740})
     page.wait_for_timeout(100)
     width = page.evaluate(
-        "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
+        "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
+    )
     page.set_viewport_size(size)
     return width <= 360
 
 
 # --- The files -----------------------------------------------------------------------------------
 
+
 def test_what_comes_from_elsewhere_is_what_its_hash_says():
-    tags = [tag for tag in re.findall(r"<(?:link|script)\b[^>]*>", INDEX) if "https:" in tag]
+    tags = [
+        tag for tag in re.findall(r"<(?:link|script)\b[^>]*>", INDEX) if "https:" in tag
+    ]
     assert len(tags) == 2
     for tag in tags:
         with open(npm_file(re.search(r'(?:src|href)="([^"]+)"', tag)[1]), "rb") as file:
             digest = base64.b64encode(hashlib.sha384(file.read()).digest()).decode()
-        assert f'integrity="sha384-{digest}"' in tag and 'crossorigin="anonymous"' in tag
+        assert (
+            f'integrity="sha384-{digest}"' in tag and 'crossorigin="anonymous"' in tag
+        )
 
 
 def test_the_security_policy_lets_in_no_code_but_these_files():
     policy = re.search(r'"Content-Security-Policy" content="([^"]+)"', INDEX)[1]
-    rules = {name: values for name, *values in map(str.split, policy.split(";")) if name}
+    rules = {
+        name: values for name, *values in map(str.split, policy.split(";")) if name
+    }
     assert "unsafe-inline" not in policy and "'unsafe-eval'" not in policy
     assert rules["default-src"] == ["'none'"]
     allowed = {word for values in rules.values() for word in values if "//" in word}
@@ -357,17 +443,21 @@ def test_every_model_that_the_sliders_offer_can_be_built():
 
 # --- Coming in -----------------------------------------------------------------------------------
 
+
 def test_the_page_is_there_before_python_is(here):
     first = here.first
     assert first["heading"] and all(first["panels"]) and first["loading"]
     assert "Python" in first["status"] and first["enabled"] == [] and first["narrow"]
-    assert not here.page.is_visible("#loading")             # but now Python is there
+    assert not here.page.is_visible("#loading")  # but now Python is there
     assert here.page.inner_text("#status") != first["status"]
 
 
 def test_python_that_cannot_be_reached_is_told_in_words(browser, base):
     there = visit(browser, base + PLAYGROUND, lambda route: route.abort())
-    until(there.page, lambda: "error" in (there.page.get_attribute("#status", "class") or ""))
+    until(
+        there.page,
+        lambda: "error" in (there.page.get_attribute("#status", "class") or ""),
+    )
     assert "Python" in there.page.inner_text("#status")
     assert "\n" not in there.page.inner_text("#status")
     assert not there.page.is_visible("#loading") and not there.page.is_enabled("#go")
@@ -377,14 +467,20 @@ def test_python_that_cannot_be_reached_is_told_in_words(browser, base):
 
 def test_pyodide_of_another_site_is_refused(browser, base):
     there = visit(browser, base + PLAYGROUND + "?pyodide=https://example.org/pyodide/")
-    until(there.page, lambda: "error" in (there.page.get_attribute("#status", "class") or ""))
+    until(
+        there.page,
+        lambda: "error" in (there.page.get_attribute("#status", "class") or ""),
+    )
     assert "https://example.org" in there.page.inner_text("#status")
-    assert not [address for address in there.requests if "example.org/" in address.split("?")[0]]
+    assert not [
+        address for address in there.requests if "example.org/" in address.split("?")[0]
+    ]
     assert not there.page.is_enabled("#go") and there.troubles == []
     there.context.close()
 
 
 # --- Training ------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def trained(here):
@@ -393,8 +489,12 @@ def trained(here):
     slide(page, **SHAPE, steps=100, lr=0.03)
     settle(page)
     told = SimpleNamespace(parameters=page.inner_text("#parameters"))
-    page.evaluate("setTimeout(() => { for (const end = Date.now() + 200; Date.now() < end;); })")
-    until(page, lambda: page.evaluate("longTasks.some((ms) => ms > 190)"))     # they are seen
+    page.evaluate(
+        "setTimeout(() => { for (const end = Date.now() + 200; Date.now() < end;); })"
+    )
+    until(
+        page, lambda: page.evaluate("longTasks.some((ms) => ms > 190)")
+    )  # they are seen
     page.evaluate("longTasks.length = 0")
     begin(page)
     told.while_training = page.is_enabled("#go"), page.is_enabled("#stop")
@@ -413,7 +513,10 @@ def trained(here):
     settle(page)
     told.seen, told.long_tasks = seen, page.evaluate("longTasks")
     told.steps, told.losses = curve(page)
-    told.reading, told.samples = page.inner_text("#reading"), page.locator("#samples li").count()
+    told.reading, told.samples = (
+        page.inner_text("#reading"),
+        page.locator("#samples li").count(),
+    )
     told.next_tokens = ask(page, "next_tokens", "ma", 1, 0, 1)
     return told
 
@@ -421,9 +524,12 @@ def trained(here):
 def test_the_losses_are_those_of_this_python(trained, ours):
     assert trained.steps == list(range(1, 101))
     assert trained.losses == pytest.approx(ours.losses, abs=1e-9)
-    probabilities = microgpt.softmax(ours.model(
-        [ours.tokenizer.end, *ours.tokenizer.encode("ma")])[-1])
-    assert [row["model"] for row in trained.next_tokens] == pytest.approx(probabilities, abs=1e-9)
+    probabilities = microgpt.softmax(
+        ours.model([ours.tokenizer.end, *ours.tokenizer.encode("ma")])[-1]
+    )
+    assert [row["model"] for row in trained.next_tokens] == pytest.approx(
+        probabilities, abs=1e-9
+    )
 
 
 def test_the_parameters_are_counted(trained, ours):
@@ -453,7 +559,9 @@ def test_at_the_end_it_says_how_it_went(trained, ours):
 def test_the_page_answers_while_it_trains(trained):
     """The training is in a worker. More than 100 ms of work at a time on the page's own thread
     would be felt; a machine that is busy with other things can take that long over less."""
-    print(f"tasks of more than 50 ms: {trained.long_tasks}; to stop: {trained.stopping:.2f} s")
+    print(
+        f"tasks of more than 50 ms: {trained.long_tasks}; to stop: {trained.stopping:.2f} s"
+    )
     assert max(trained.long_tasks, default=0) < 1000
 
 
@@ -473,7 +581,8 @@ def test_another_slider_means_another_training(page, trained):
     slide(page, n_embd=16)
     settle(page)
     assert int(re.sub(r"\D", "", page.inner_text("#parameters"))) == ask(
-        page, "parameter_count", 27, {**SMALL, "n_embd": 16})
+        page, "parameter_count", 27, {**SMALL, "n_embd": 16}
+    )
     page.click("#go")
     until(page, lambda: page.is_enabled("#stop"))
     about = ask(page, "about")
@@ -511,16 +620,19 @@ def test_the_curve_of_a_long_training_keeps_the_numbers_of_its_steps(page, train
     begin(page, **SMALL, steps=10000)
     stop(page)
     made = int(step(page))
-    page.evaluate("""(made) => {
+    page.evaluate(
+        """(made) => {
       for (let step = made + 500; step <= 9500; step += 500) {
         const losses = Array.from({ length: 500 }, (_, i) => step - 499 + i);
         const progress = { step, steps: 10000, losses, speed: 1, running: step < 9000 };
         worker.dispatchEvent(new MessageEvent("message", { data: { progress } }));
       }
-    }""", made)
+    }""",
+        made,
+    )
     settle(page)
     steps, losses = curve(page)
-    slide(page, **SMALL, steps=100)                         # this was no training to go on with
+    slide(page, **SMALL, steps=100)  # this was no training to go on with
     assert len(steps) > 1000 and steps[-1] == losses[-1]
     assert [(x, loss) for x, loss in zip(steps, losses) if x > made and x != loss] == []
     assert all(earlier < later for earlier, later in zip(steps, steps[1:]))
@@ -528,14 +640,23 @@ def test_the_curve_of_a_long_training_keeps_the_numbers_of_its_steps(page, train
 
 # --- A text of one's own -------------------------------------------------------------------------
 
-@pytest.mark.parametrize("contents, told", [
-    (b"", "empty"), (b"just one line", "document"), (b"\x89PNG\r\n\x1a\n\0\0", "UTF-8"),
-    ("ada\nren\u00e9\n".encode("latin-1"), "UTF-8")], ids=["empty", "one", "binary", "latin-1"])
+
+@pytest.mark.parametrize(
+    "contents, told",
+    [
+        (b"", "empty"),
+        (b"just one line", "document"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "UTF-8"),
+        ("ada\nren\u00e9\n".encode("latin-1"), "UTF-8"),
+    ],
+    ids=["empty", "one", "binary", "latin-1"],
+)
 def test_a_file_that_is_no_text_to_learn_from_is_refused_in_words(here, contents, told):
     page, before = here.page, len(here.troubles)
     slide(page, **SMALL, steps=100)
-    page.set_input_files("#own-file", {"name": "own.txt", "mimeType": "text/plain",
-                                       "buffer": contents})
+    page.set_input_files(
+        "#own-file", {"name": "own.txt", "mimeType": "text/plain", "buffer": contents}
+    )
     page.wait_for_timeout(50)
     page.click("#go")
     assert told in words(page, "#train-error")
@@ -573,9 +694,14 @@ def test_a_text_that_is_pasted_is_learned_and_known_again(page):
 
 def test_a_file_that_is_chosen_is_learned(page):
     page.click("#clear")
-    page.set_input_files("#own-file", {
-        "name": "own.txt", "mimeType": "text/plain",
-        "buffer": "\ufeffrené\r\nzoë\r\n\r\nnoé".encode()})
+    page.set_input_files(
+        "#own-file",
+        {
+            "name": "own.txt",
+            "mimeType": "text/plain",
+            "buffer": "\ufeffrené\r\nzoë\r\n\r\nnoé".encode(),
+        },
+    )
     until(page, lambda: "zoë" in page.input_value("#own-text"))
     train(page, **SMALL)
     assert ask(page, "about")["vocab"] == [*sorted(set("renézoënoé")), microgpt.END]
@@ -584,15 +710,20 @@ def test_a_file_that_is_chosen_is_learned(page):
 
 # --- Generation ----------------------------------------------------------------------------------
 
+
 def expected(ours, prefix, temperature, top_k, top_p):
     """The probabilities that `sample` draws with: those that it hands to its random numbers."""
     logits = ours.model([ours.tokenizer.end, *ours.tokenizer.encode(prefix)])[-1]
     given = {}
-    rng = SimpleNamespace(choices=lambda ids, weights: given.update(zip(ids, weights)) or ids)
+    rng = SimpleNamespace(
+        choices=lambda ids, weights: given.update(zip(ids, weights)) or ids
+    )
     certain = microgpt.sample(logits, temperature, top_k, top_p, rng)
     given = given or {certain: 1.0}
     total = sum(given.values())
-    return microgpt.softmax(logits), [given.get(i, 0) / total for i in range(len(logits))]
+    return microgpt.softmax(logits), [
+        given.get(i, 0) / total for i in range(len(logits))
+    ]
 
 
 @pytest.fixture
@@ -606,8 +737,15 @@ def opened(page, ours, tmp_path):
 def test_the_bars_are_what_sample_draws_with(opened, ours):
     page = opened
     seen = set()
-    for settings in ((1, 0, 1), (0.5, 0, 1), (2.5, 0, 1), (1, 3, 1), (1, 0, 0.6), (1.5, 9, 0.8),
-                     (0, 0, 1)):
+    for settings in (
+        (1, 0, 1),
+        (0.5, 0, 1),
+        (2.5, 0, 1),
+        (1, 3, 1),
+        (1, 0, 0.6),
+        (1.5, 9, 0.8),
+        (0, 0, 1),
+    ):
         slide(page, **dict(zip(("temperature", "top_k", "top_p"), settings)))
         page.fill("#prefix", "ma")
         settle(page)
@@ -617,7 +755,7 @@ def test_the_bars_are_what_sample_draws_with(opened, ours):
         assert told[0] == pytest.approx(model, abs=1e-5)
         assert told[1] == pytest.approx(drawn, abs=1e-5)
         seen.add(tuple(round(x, 3) for x in drawn))
-    assert len(seen) == 7                                   # each slider made a difference
+    assert len(seen) == 7  # each slider made a difference
 
 
 def test_faint_and_full_bars_have_one_scale(opened, ours):
@@ -671,7 +809,9 @@ def test_the_end_adds_nothing_to_the_beginning(page, tmp_path):
     page.click("#draw")
     until(page, lambda: page.inner_text("#drawn"))
     settle(page)
-    assert page.input_value("#prefix") == "ab" and not page.is_visible("#generate-error")
+    assert page.input_value("#prefix") == "ab" and not page.is_visible(
+        "#generate-error"
+    )
 
 
 def test_the_sliders_say_what_holds_also_after_another_model(opened, tmp_path):
@@ -679,11 +819,16 @@ def test_the_sliders_say_what_holds_also_after_another_model(opened, tmp_path):
     (tmp_path / "small").mkdir()
     draws(0.5, 0.3, 0.2).save(str(tmp_path / "small"), microgpt.CharTokenizer(["ab"]))
     give(opened, "#open", zipped(str(tmp_path / "small")))
-    told = opened.locator("label", has=opened.locator("#top_k")).locator("output").inner_text()
+    told = (
+        opened.locator("label", has=opened.locator("#top_k"))
+        .locator("output")
+        .inner_text()
+    )
     assert len(bars(opened)) == 3 and told == opened.input_value("#top_k")
 
 
 # --- Looking inside ------------------------------------------------------------------------------
+
 
 def look(page, text):
     page.fill("#text", text)
@@ -694,8 +839,10 @@ def look(page, text):
 
 def test_the_table_is_score(opened, ours):
     look(opened, "marianna")
-    rows = [row.locator("td").all_inner_texts() for row in
-            opened.locator("#scores tbody tr").all()]
+    rows = [
+        row.locator("td").all_inner_texts()
+        for row in opened.locator("#scores tbody tr").all()
+    ]
     scored = microgpt.score(ours.model, ours.tokenizer, "marianna")
     assert len(rows) == len(scored) == 9
     for (token, number, probability, loss, likeliest), one in zip(rows, scored):
@@ -703,24 +850,32 @@ def test_the_table_is_score(opened, ours):
         rounded = 0.5 if percent >= 10 else 0.05
         assert percent == pytest.approx(100 * one.probability, abs=rounded + 1e-6)
         assert float(loss) == pytest.approx(one.loss, abs=0.0051)
-        assert int(number) == one.id and (token == one.token or one.token == microgpt.END)
+        assert int(number) == one.id and (
+            token == one.token or one.token == microgpt.END
+        )
         assert re.findall(r"(\S+)\s+[\d.]+%", likeliest) == [
-            "end" if token == microgpt.END else token for token, _ in one.likeliest]
+            "end" if token == microgpt.END else token for token, _ in one.likeliest
+        ]
     loss = sum(one.loss for one in scored) / 9
     assert f"{loss:.3f}" in opened.inner_text("#scores caption")
 
 
 def test_attention_is_a_map_for_every_head_and_looks_back_only(opened, ours):
     look(opened, "maria")
-    maps = opened.eval_on_selector_all("#attention svg", """(maps) => maps.map((map) =>
+    maps = opened.eval_on_selector_all(
+        "#attention svg",
+        """(maps) => maps.map((map) =>
       [...map.querySelectorAll("rect")].map((rect) => ["y", "x", "fill-opacity"].map(
-        (name) => Number(rect.getAttribute(name)))))""")
+        (name) => Number(rect.getAttribute(name)))))""",
+    )
     trace = {}
     ours.model([ours.tokenizer.end, *ours.tokenizer.encode("maria")], trace=trace)
     heads = [head for i in range(SHAPE["n_layer"]) for head in trace[f"h.{i}.attn"]]
     assert len(maps) == len(heads) == SHAPE["n_layer"] * SHAPE["n_head"]
     for squares, head in zip(maps, heads):
-        assert [(i, j) for i, j, _ in squares] == [(i, j) for i in range(6) for j in range(i + 1)]
+        assert [(i, j) for i, j, _ in squares] == [
+            (i, j) for i in range(6) for j in range(i + 1)
+        ]
         shades = sorted((head[int(i)][int(j)], shade) for i, j, shade in squares)
         assert [shade for _, shade in shades] == sorted(shade for _, shade in shades)
         assert shades[0][1] < shades[-1][1]
@@ -733,7 +888,9 @@ def test_the_attention_of_a_token_is_told_in_words(opened):
     opened.keyboard.press("ArrowUp")
     assert last and opened.inner_text("#attention-note") not in ("", last)
     opened.hover("#attention svg >> nth=0 >> rect >> nth=0")
-    assert "100%" in opened.inner_text("#attention-note")       # the first can look at itself alone
+    assert "100%" in opened.inner_text(
+        "#attention-note"
+    )  # the first can look at itself alone
 
 
 def test_the_embedding_has_every_token(opened):
@@ -751,11 +908,18 @@ def test_a_name_that_cannot_be_looked_at_is_told_in_words(opened):
 
 # --- The chain rule ------------------------------------------------------------------------------
 
+
 def grads(page):
     """What is written in each box of the graph: {label: gradient}."""
-    boxes = page.eval_on_selector_all("#graph g", """(boxes) => boxes.map((box) =>
-      [box.querySelector("title").textContent, box.textContent])""")
-    return {label: float(re.search(r"grad\s+(-?[\d.e+-]+)", text)[1]) for label, text in boxes}
+    boxes = page.eval_on_selector_all(
+        "#graph g",
+        """(boxes) => boxes.map((box) =>
+      [box.querySelector("title").textContent, box.textContent])""",
+    )
+    return {
+        label: float(re.search(r"grad\s+(-?[\d.e+-]+)", text)[1])
+        for label, text in boxes
+    }
 
 
 def draw_graph(page, expression, numbers):
@@ -782,9 +946,19 @@ def test_the_gradient_goes_back_one_node_at_a_time(page):
     assert grads(page)["a"] == 1 and not page.is_enabled("#back-one")
 
 
-@pytest.mark.parametrize("expression, numbers", [
-    ("a +", "a=1"), ("", "a=1"), ("a * c", "a=1"), ("1 / a", "a=0"), ("import os", ""),
-    ("a", "a"), ("a", "a=x"), ("log(a)", "a=-1")])
+@pytest.mark.parametrize(
+    "expression, numbers",
+    [
+        ("a +", "a=1"),
+        ("", "a=1"),
+        ("a * c", "a=1"),
+        ("1 / a", "a=0"),
+        ("import os", ""),
+        ("a", "a"),
+        ("a", "a=x"),
+        ("log(a)", "a=-1"),
+    ],
+)
 def test_what_is_no_expression_is_told_in_words(page, expression, numbers):
     draw_graph(page, expression, numbers)
     words(page, "#value-error")
@@ -793,6 +967,7 @@ def test_what_is_no_expression_is_told_in_words(page, expression, numbers):
 
 
 # --- Keeping it ----------------------------------------------------------------------------------
+
 
 def downloaded(page, tmp_path):
     with page.expect_download() as waiting:
@@ -814,7 +989,9 @@ def test_what_is_downloaded_opens_here_and_there(page, tmp_path):
     told = ask(page, "next_tokens", "ab", 1, 0, 1)
     assert [row["token"] for row in told] == list(tokenizer.vocab)
     logits = model([tokenizer.end, *tokenizer.encode("ab")])[-1]
-    assert [row["model"] for row in told] == pytest.approx(microgpt.softmax(logits), abs=1e-12)
+    assert [row["model"] for row in told] == pytest.approx(
+        microgpt.softmax(logits), abs=1e-12
+    )
 
     slide(page, temperature=1, top_k=0, top_p=1)
     page.fill("#prefix", "ab")
@@ -844,17 +1021,23 @@ def test_a_training_that_was_kept_goes_on_as_if_it_had_never_stopped(page, tmp_p
     settle(page)
     again = dict(zip(*curve(page)))
     assert not page.is_visible("#train-error")
-    assert {n: again[n] for n in range(made + 1, 101)} == dict(enumerate(losses[made:], made + 1))
+    assert {n: again[n] for n in range(made + 1, 101)} == dict(
+        enumerate(losses[made:], made + 1)
+    )
 
 
-def test_a_model_that_is_opened_while_another_trains_stays_as_it_is(here, ours, tmp_path):
+def test_a_model_that_is_opened_while_another_trains_stays_as_it_is(
+    here, ours, tmp_path
+):
     page, before = here.page, len(here.troubles)
     page.check("[name=text][value=names]")
     begin(page, **SMALL, steps=1000)
     ours.save(str(tmp_path / "model"))
     give(page, "#open", zipped(str(tmp_path / "model")))
     told = ask(page, "next_tokens", "ma", 1, 0, 1)
-    assert [row["model"] for row in told] == pytest.approx(expected(ours, "ma", 1, 0, 1)[0])
+    assert [row["model"] for row in told] == pytest.approx(
+        expected(ours, "ma", 1, 0, 1)[0]
+    )
     assert not page.is_visible("#train-error"), page.inner_text("#train-error")
     assert not page.is_enabled("#stop")
     assert here.troubles[before:] == []
@@ -867,20 +1050,27 @@ def test_a_model_of_bytes_as_gpt2_is_opens_too(page, tmp_path):
     model.save(str(directory), tokenizer)
     (directory / "tokenizer.json").unlink()
     (directory / "vocab.json").write_text(json.dumps(tokenizer.vocab), encoding="utf-8")
-    (directory / "merges.txt").write_text("\n".join(map(" ".join, tokenizer.merges)), "utf-8")
+    (directory / "merges.txt").write_text(
+        "\n".join(map(" ".join, tokenizer.merges)), "utf-8"
+    )
     give(page, "#open", zipped(str(directory)))
     assert not page.is_visible("#keep-error") and page.inner_text("#kept")
     slide(page, temperature=1, top_k=0, top_p=1)
     page.fill("#prefix", "eve ada, ää")
     look(page, "eve ada")
     logits = model([tokenizer.end, *tokenizer.encode("eve ada, ää")][-8:])[-1]
-    likeliest = sorted(sorted(range(260), key=lambda i: -logits[i])[:100])      # all are too many
+    likeliest = sorted(
+        sorted(range(260), key=lambda i: -logits[i])[:100]
+    )  # all are too many
     probabilities = microgpt.softmax(logits)
     whole = sum(probabilities[i] for i in likeliest)
     assert len(bars(page)) == 100
     assert [share * whole for share in shares(page)[0]] == pytest.approx(
-        [probabilities[i] for i in likeliest], abs=1e-5)
-    assert page.locator("#scores tbody tr").count() == len(tokenizer.encode("eve ada")) + 1
+        [probabilities[i] for i in likeliest], abs=1e-5
+    )
+    assert (
+        page.locator("#scores tbody tr").count() == len(tokenizer.encode("eve ada")) + 1
+    )
 
 
 def test_a_file_that_is_no_model_is_told_in_words_and_changes_nothing(opened):
@@ -900,6 +1090,7 @@ def test_a_file_that_is_no_model_is_told_in_words_and_changes_nothing(opened):
 
 # --- Without a mouse, on a phone, in the dark ----------------------------------------------------
 
+
 def test_tab_reaches_everything_that_can_be_used(opened):
     opened.evaluate("""() => {
       window.reached = new Set();
@@ -913,8 +1104,13 @@ def test_tab_reaches_everything_that_can_be_used(opened):
     assert count > 30
     for _ in range(count + 15):
         opened.keyboard.press("Tab")
-    assert opened.evaluate(f"({wanted})().filter((element) => !reached.has(element))"
-                           ".map((element) => element.outerHTML.slice(0, 100))") == []
+    assert (
+        opened.evaluate(
+            f"({wanted})().filter((element) => !reached.has(element))"
+            ".map((element) => element.outerHTML.slice(0, 100))"
+        )
+        == []
+    )
 
 
 def test_training_goes_by_keyboard(page):
@@ -963,15 +1159,20 @@ def test_every_chapter_opens_beside_the_page_and_escape_goes_back(page):
         number, title = re.match(r"# === (\d+)\. (.+?) =", chapter).groups()
         assert chapter in program and len(chapter) > 1000
         assert len(re.findall(r"(?m)^# === \d+\. ", chapter)) == 1
-        assert title == button.get_attribute("data-chapter") and title in button.inner_text()
+        assert (
+            title == button.get_attribute("data-chapter")
+            and title in button.inner_text()
+        )
         assert title in page.inner_text("#reader-title")
-        assert page.evaluate("document.querySelector('#reader').contains(document.activeElement)")
+        assert page.evaluate(
+            "document.querySelector('#reader').contains(document.activeElement)"
+        )
         page.keyboard.press("Escape")
         assert not page.is_visible("#reader")
         assert button.evaluate("(button) => document.activeElement === button")
     page.keyboard.press("Enter")
     until(page, lambda: page.is_visible("#reader"), 10)
-    page.keyboard.press("Enter")                            # on Close
+    page.keyboard.press("Enter")  # on Close
     assert not page.is_visible("#reader")
 
 
@@ -981,7 +1182,9 @@ def test_everything_that_can_be_used_has_a_name(opened):
     kinds = "textbox|slider|button|radio|link|progressbar|img|table|checkbox|combobox|figure"
     named = [line for line in tree if re.match(rf'\s*- ({kinds}) "[^"]', line)]
     assert len(named) > 40
-    assert [line for line in tree if re.match(rf"\s*- (?!figure)({kinds})(?! \")\b", line)] == []
+    assert [
+        line for line in tree if re.match(rf"\s*- (?!figure)({kinds})(?! \")\b", line)
+    ] == []
 
 
 def test_a_phone_scrolls_one_way_only(opened, tmp_path):
@@ -989,7 +1192,7 @@ def test_a_phone_scrolls_one_way_only(opened, tmp_path):
     opened.evaluate("window.scrollTo(0, 0)")
     draw_graph(opened, "tanh(w * x + b) ** 2", "w=0.5 x=2 b=-0.4")
     assert narrow(opened)
-    opened.fill("#prefix", "7" * 60)                        # a long message
+    opened.fill("#prefix", "7" * 60)  # a long message
     opened.fill("#text", "7" * 60)
     opened.click("#look")
     settle(opened)
@@ -1042,7 +1245,9 @@ def test_all_can_be_read_by_day_and_by_night(opened, scheme, tmp_path):
     until(opened, lambda: opened.locator("#written li").count() == 10)
     opened.emulate_media(color_scheme=scheme)
     opened.wait_for_timeout(100)
-    dark = opened.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 128")
+    dark = opened.evaluate(
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 128"
+    )
     contrasts = opened.evaluate(CONTRASTS)
     opened.screenshot(path=str(tmp_path / f"{scheme}.png"), full_page=True)
     opened.emulate_media(color_scheme="light")
@@ -1064,7 +1269,9 @@ REMEMBER = """
 def test_the_wheel_stops_where_the_token_is_that_was_drawn(page, tmp_path):
     """It turns so that the middle of the token's sector comes to the left, where sectors begin; and
     who wants less motion sees it turned at once."""
-    open_model(page, tmp_path, draws(0.1, 0.2, 0.3, 0.4), microgpt.CharTokenizer(["abc"]))
+    open_model(
+        page, tmp_path, draws(0.1, 0.2, 0.3, 0.4), microgpt.CharTokenizer(["abc"])
+    )
     middles = {"a": 0.05, "b": 0.2, "c": 0.45}
     page.evaluate(REMEMBER)
     for motion in ["reduce"] * 4 + ["no-preference"]:
@@ -1074,7 +1281,7 @@ def test_the_wheel_stops_where_the_token_is_that_was_drawn(page, tmp_path):
         page.click("#draw")
         until(page, lambda: page.inner_text("#drawn"))
         settle(page)
-        drawn = page.input_value("#prefix")[len(before):]
+        drawn = page.input_value("#prefix")[len(before) :]
         duration, turned = page.evaluate("window.turns.at(-1)")
         assert (-turned / 360) % 1 == pytest.approx(middles.get(drawn, 0.8), abs=1e-6)
         assert (duration == 0) == (motion == "reduce")
@@ -1083,9 +1290,14 @@ def test_the_wheel_stops_where_the_token_is_that_was_drawn(page, tmp_path):
 
 # --- In all that ---------------------------------------------------------------------------------
 
-def test_the_page_has_asked_nobody_but_its_own_site_and_two_addresses(here, base, trained):
+
+def test_the_page_has_asked_nobody_but_its_own_site_and_two_addresses(
+    here, base, trained
+):
     allowed = (base + "/", *CDN, "data:", f"blob:{base}/")
-    assert [address for address in here.requests if not address.startswith(allowed)] == []
+    assert [
+        address for address in here.requests if not address.startswith(allowed)
+    ] == []
     assert all(any(address.startswith(cdn) for address in here.requests) for cdn in CDN)
     assert base + "/microgpt.py" in here.requests
 
@@ -1095,11 +1307,17 @@ def test_nothing_went_wrong_behind_the_scenes(here, trained):
 
 
 def test_pyodide_can_come_from_a_folder_of_this_site(browser, base):
-    there = visit(browser, base + PLAYGROUND + "?pyodide=/own-pyodide",
-                  lambda route: route.abort())
+    there = visit(
+        browser,
+        base + PLAYGROUND + "?pyodide=/own-pyodide",
+        lambda route: route.abort(),
+    )
     booted(there.page)
-    assert not [address for address in there.requests if address.startswith(
-        "https://cdn.jsdelivr.net/pyodide/")]
+    assert not [
+        address
+        for address in there.requests
+        if address.startswith("https://cdn.jsdelivr.net/pyodide/")
+    ]
     assert base + "/own-pyodide/pyodide.mjs" in there.requests and there.troubles == []
 
     # And as this visit is over: what is nested so deeply that it breaks Python must not break it.

@@ -25,7 +25,10 @@ def test_the_vocabulary_is_the_sorted_characters_and_then_endoftext(documents):
 
 
 def test_the_order_of_documents_does_not_matter():
-    assert CharTokenizer(["bob", "ada"]).characters == CharTokenizer(["ada", "bob"]).characters
+    assert (
+        CharTokenizer(["bob", "ada"]).characters
+        == CharTokenizer(["ada", "bob"]).characters
+    )
 
 
 def test_endoftext_in_a_text_is_that_token():
@@ -33,20 +36,26 @@ def test_endoftext_in_a_text_is_that_token():
     assert tokenizer.encode("<|endoftext|>a<|endoftext|><|endoftext|>") == [2, 0, 2, 2]
     assert tokenizer.decode(tokenizer.encode("<|endoftext|>ab")) == "<|endoftext|>ab"
     spelled = CharTokenizer(["<|endoftext|>\n"])
-    assert spelled.encode("<|endoftext|\n") == [spelled.vocab[c] for c in "<|endoftext|\n"]
+    assert spelled.encode("<|endoftext|\n") == [
+        spelled.vocab[c] for c in "<|endoftext|\n"
+    ]
 
 
 def test_empty_text_has_no_tokens(tokenizer):
     assert tokenizer.encode("") == [] and tokenizer.decode([]) == ""
 
 
-def test_an_unseen_character_is_an_error_that_names_it_and_shows_the_alphabet(tokenizer):
-    with pytest.raises(ValueError, match="'z' is not among the 7 characters.*: 'abcdelo'$"):
+def test_an_unseen_character_is_an_error_that_names_it_and_shows_the_alphabet(
+    tokenizer,
+):
+    with pytest.raises(
+        ValueError, match="'z' is not among the 7 characters.*: 'abcdelo'$"
+    ):
         tokenizer.encode("adz")
 
 
 def test_a_long_alphabet_is_shown_in_part():
-    characters = "".join(map(chr, range(0x4e00, 0x4e00 + 1000)))
+    characters = "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))
     with pytest.raises(ValueError) as error:
         CharTokenizer([characters]).encode("z")
     assert characters[:100] + "'..." in str(error.value) and len(str(error.value)) < 200
@@ -82,5 +91,9 @@ def test_windows_of_unseen_characters_are_an_error(tokenizer):
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=6), min_size=1))
 def test_pack_gives_each_token_its_place_and_its_successor(batch):
-    packed = [(window[i], i, window[i + 1]) for window in batch for i in range(len(window) - 1)]
+    packed = [
+        (window[i], i, window[i + 1])
+        for window in batch
+        for i in range(len(window) - 1)
+    ]
     assert list(zip(*pack(batch))) == packed

@@ -22,11 +22,26 @@ sys.path.append(os.path.join(ROOT, "examples", "engines"))
 from check_engine import check_engine  # noqa: E402
 from torch_engine import Torch, to_tensors  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor")     # float(loss)
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="there is no GPU that PyTorch can use"))]
-LAYERS = ("softmax", "embedding", "add", "linear", "layernorm", "gelu", "attention",
-          "cross_entropy")
+pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor")  # float(loss)
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(
+            not torch.cuda.is_available(), reason="there is no GPU that PyTorch can use"
+        ),
+    ),
+]
+LAYERS = (
+    "softmax",
+    "embedding",
+    "add",
+    "linear",
+    "layernorm",
+    "gelu",
+    "attention",
+    "cross_entropy",
+)
 TOKENIZER = CharTokenizer(["abcdef"])
 
 
@@ -40,19 +55,28 @@ def make(config, seed):
 
 
 def small(seed=1, n_layer=2):
-    return make(Config(TOKENIZER.vocab_size, block_size=6, n_layer=n_layer, n_head=2, n_embd=8),
-                seed)
+    return make(
+        Config(TOKENIZER.vocab_size, block_size=6, n_layer=n_layer, n_head=2, n_embd=8),
+        seed,
+    )
 
 
 @st.composite
 def cases(draw):
     """A model and a batch of windows of several lengths."""
+
     def number(least, most):
         return draw(st.integers(least, most))
+
     n_head = number(1, 3)
-    config = Config(number(1, 9), number(1, 6), number(1, 2), n_head, n_head * number(1, 3))
-    window = st.lists(st.integers(0, config.vocab_size - 1), min_size=2,
-                      max_size=config.block_size + 1)
+    config = Config(
+        number(1, 9), number(1, 6), number(1, 2), n_head, n_head * number(1, 3)
+    )
+    window = st.lists(
+        st.integers(0, config.vocab_size - 1),
+        min_size=2,
+        max_size=config.block_size + 1,
+    )
     return make(config, number(0, 99)), draw(st.lists(window, min_size=1, max_size=4))
 
 
@@ -62,15 +86,20 @@ def on(device, dtype=torch.float64):
 
 def side_by_side(batch, length, device, filling):
     """Tokens and targets [B, T] as torch_engine describes them; what fills up is to be ignored."""
+
     def filled(row, x):
         return [*row, *[x] * (length - len(row))]
-    return (torch.tensor([filled(window[:-1], filling) for window in batch], device=device),
-            torch.tensor([filled(window[1:], -1) for window in batch], device=device))
+
+    return (
+        torch.tensor([filled(window[:-1], filling) for window in batch], device=device),
+        torch.tensor([filled(window[1:], -1) for window in batch], device=device),
+    )
 
 
 def loss_side_by_side(model, tokens, targets):
-    return cross_entropy(model(tokens, torch.arange(tokens.shape[1], device=tokens.device)),
-                         targets)
+    return cross_entropy(
+        model(tokens, torch.arange(tokens.shape[1], device=tokens.device)), targets
+    )
 
 
 def close(x, y, tolerance=1e-10):
@@ -113,11 +142,15 @@ def test_logits_and_everything_in_a_trace_are_those_of_floats(device, case):
     assert close(tensors(tokens, positions, trace=found).tolist(), logits)
     assert found.keys() == expected.keys()
     for name, x in expected.items():
-        if name.endswith(".attn"):              # weights by head, a row as long as what it sees
-            assert all(close(row, weights) for head, rows in zip(found[name], x)
-                       for row, weights in zip(head, rows))
+        if name.endswith(".attn"):  # weights by head, a row as long as what it sees
+            assert all(
+                close(row, weights)
+                for head, rows in zip(found[name], x)
+                for row, weights in zip(head, rows)
+            )
             assert [list(map(len, head)) for head in found[name]] == [
-                [position + 1 for position in positions]] * model.config.n_head
+                [position + 1 for position in positions]
+            ] * model.config.n_head
         else:
             assert close(found[name].tolist(), x), name
 
@@ -127,9 +160,14 @@ def test_logits_and_everything_in_a_trace_are_those_of_floats(device, case):
 def test_generation_with_past_keys_and_values_draws_the_same_tokens(device, options):
     model = small()
     tensors = to_tensors(model, device, torch.float64)
-    for prompt in ([3], [0, 1, 2, 3, 4, 5, 0, 1, 2]):       # the second is longer than a window
-        run = [list(stream(kind, prompt, 40, seed=5, end=99, **options))
-               for kind in (model, tensors)]
+    for prompt in (
+        [3],
+        [0, 1, 2, 3, 4, 5, 0, 1, 2],
+    ):  # the second is longer than a window
+        run = [
+            list(stream(kind, prompt, 40, seed=5, end=99, **options))
+            for kind in (model, tensors)
+        ]
         assert run[0] == run[1] and len(run[0]) == 40
 
 
@@ -139,14 +177,24 @@ def test_a_window_read_in_two_parts_has_the_logits_of_one_read_at_once(device, c
     model, tokens = small(), [3, 1, 4, 1, 5, 2]
     tensors = to_tensors(model, device, torch.float64)
     cache = tensors.new_cache()
-    parts = [tensors(part, cache=cache).tolist() for part in (tokens[:cut], tokens[cut:])]
+    parts = [
+        tensors(part, cache=cache).tolist() for part in (tokens[:cut], tokens[cut:])
+    ]
     assert close(parts[0] + parts[1], model(tokens))
     last = tensors(tokens, last=True)
     assert isinstance(last[0][0], float) and close(last, model(tokens)[-1:])
 
 
-@pytest.mark.parametrize("tokens, positions", [
-    ([7], None), ([0, 99, 100], None), ([0, -1], None), ([0, 1], [0, -1]), ([0] * 7, None)])
+@pytest.mark.parametrize(
+    "tokens, positions",
+    [
+        ([7], None),
+        ([0, 99, 100], None),
+        ([0, -1], None),
+        ([0, 1], [0, -1]),
+        ([0] * 7, None),
+    ],
+)
 def test_ids_out_of_range_are_refused_as_by_the_definition(tokens, positions):
     model = small()
     messages = []
@@ -162,20 +210,33 @@ def test_every_layer_has_a_rule_and_softmax_is_that_of_its_rows():
         layer = getattr(microgpt, name)
         assert layer.dispatch(torch.Tensor) is not layer.dispatch(object), name
     rows = [[3.0, -1.0, 0.5], [800.0, -800.0, 799.0]]
-    assert close(microgpt.softmax(torch.tensor(rows).double()).tolist(),
-                 [microgpt.softmax(row) for row in rows])
+    assert close(
+        microgpt.softmax(torch.tensor(rows).double()).tolist(),
+        [microgpt.softmax(row) for row in rows],
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_lists_and_rows_of_arrays_lift_alike_and_are_not_changed_through_a_tensor(device):
-    rows = [[0.5, -1.25], [3.0, 2.0 ** -40], [0.0, 7.0]]
+def test_lists_and_rows_of_arrays_lift_alike_and_are_not_changed_through_a_tensor(
+    device,
+):
+    rows = [[0.5, -1.25], [3.0, 2.0**-40], [0.0, 7.0]]
     with on(device):
-        for x in (rows, [array("d", row) for row in rows], [array("f", row) for row in rows],
-                  rows[1], array("d", rows[1])):
+        for x in (
+            rows,
+            [array("d", row) for row in rows],
+            [array("f", row) for row in rows],
+            rows[1],
+            array("d", rows[1]),
+        ):
             lifted = Torch.lift(x)
-            assert lifted.tolist() == [list(row) if hasattr(row, "__len__") else row for row in x]
+            assert lifted.tolist() == [
+                list(row) if hasattr(row, "__len__") else row for row in x
+            ]
             assert (lifted.device.type, lifted.dtype) == (device, torch.float64)
-            assert lifted.requires_grad and Torch.gradient(lifted) == (lifted * 0).tolist()
+            assert (
+                lifted.requires_grad and Torch.gradient(lifted) == (lifted * 0).tolist()
+            )
             kept = repr(x)
             with torch.no_grad():
                 lifted.fill_(9.0)
@@ -196,15 +257,18 @@ def test_bfloat16_is_near_float32(device):
             loss = loss_side_by_side(lifted, *rows)
         loss.backward()
         assert loss.dtype == lifted.params["wte.weight"].grad.dtype == torch.float32
-        results.append((float(loss), torch.cat([x.grad.flatten()
-                                                for x in lifted.params.values()])))
+        results.append(
+            (float(loss), torch.cat([x.grad.flatten() for x in lifted.params.values()]))
+        )
     (loss, slopes), (rough, rough_slopes) = results
     assert rough == pytest.approx(loss, rel=0.02) and rough != loss
     assert (rough_slopes - slopes).norm() < 0.05 * slopes.norm()
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])     # which take no C++ compiler
+@pytest.mark.parametrize(
+    "backend", ["eager", "aot_eager"]
+)  # which take no C++ compiler
 def test_compiled_as_one_graph_it_gives_the_same(device, backend):
     torch.compiler.reset()
     model, batch = small(n_layer=1), [[3, 1, 4, 1, 5], [0, 2], [6, 5, 4, 3, 2, 1, 0]]

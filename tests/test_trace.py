@@ -21,8 +21,16 @@ from microgpt import (
 )
 
 # Of a block, in the order of the forward pass.
-LAYERS = ["ln_1", "attn.c_attn", "attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
-BATCH = [[4, 0, 1, 2, 4], [4, 3], [2, 2, 0]]                # windows of 4, 1 and 2 predictions
+LAYERS = [
+    "ln_1",
+    "attn.c_attn",
+    "attn",
+    "attn.c_proj",
+    "ln_2",
+    "mlp.c_fc",
+    "mlp.c_proj",
+]
+BATCH = [[4, 0, 1, 2, 4], [4, 3], [2, 2, 0]]  # windows of 4, 1 and 2 predictions
 ENGINES = [float, Value, Tensor]
 
 
@@ -31,7 +39,10 @@ def make(vocab_size=5, block_size=6, n_layer=2, n_head=2, n_embd=4, seed=0):
     config = Config(vocab_size, block_size, n_layer, n_head, n_embd)
     rng, params = random.Random(seed), {}
     for name, shape in parameter_shapes(config).items():
-        rows = [[rng.gauss(0, 0.5) for _ in range(shape[-1])] for _ in range(math.prod(shape[:-1]))]
+        rows = [
+            [rng.gauss(0, 0.5) for _ in range(shape[-1])]
+            for _ in range(math.prod(shape[:-1]))
+        ]
         params[name] = rows if len(shape) > 1 else rows[0]
     return GPT(config, params)
 
@@ -58,7 +69,9 @@ def grads(x):
 
 
 def flat(x):
-    return [y for item in x for y in flat(item)] if isinstance(x, (list, tuple)) else [x]
+    return (
+        [y for item in x for y in flat(item)] if isinstance(x, (list, tuple)) else [x]
+    )
 
 
 def close(x):
@@ -73,22 +86,34 @@ def trace_of(model, *args, **options):
 
 # GPT-2's formulas for one window, number by number, with nothing from microgpt.
 
+
 def normal(rows, gain, bias):
     means = [sum(row) / len(row) for row in rows]
-    sizes = [math.sqrt(sum((a - m) ** 2 for a in row) / len(row) + 1e-5)
-             for row, m in zip(rows, means)]
-    return [[(a - m) / s * g + b for a, g, b in zip(row, gain, bias)]
-            for row, m, s in zip(rows, means, sizes)]
+    sizes = [
+        math.sqrt(sum((a - m) ** 2 for a in row) / len(row) + 1e-5)
+        for row, m in zip(rows, means)
+    ]
+    return [
+        [(a - m) / s * g + b for a, g, b in zip(row, gain, bias)]
+        for row, m, s in zip(rows, means, sizes)
+    ]
 
 
 def affine(rows, weight, bias):
-    return [[sum(a * w for a, w in zip(row, out)) + b for out, b in zip(weight, bias)]
-            for row in rows]
+    return [
+        [sum(a * w for a, w in zip(row, out)) + b for out, b in zip(weight, bias)]
+        for row in rows
+    ]
 
 
 def bent(rows):
-    return [[a / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a ** 3)))
-             for a in row] for row in rows]
+    return [
+        [
+            a / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3)))
+            for a in row
+        ]
+        for row in rows
+    ]
 
 
 def weights_by_hand(rows, n_head):
@@ -98,8 +123,11 @@ def weights_by_hand(rows, n_head):
     for first in range(0, n_embd, d):
         heads.append([])
         for t, row in enumerate(rows):
-            scores = [sum(row[i] * key[n_embd + i] for i in range(first, first + d)) / math.sqrt(d)
-                      for key in rows[:t + 1]]
+            scores = [
+                sum(row[i] * key[n_embd + i] for i in range(first, first + d))
+                / math.sqrt(d)
+                for key in rows[: t + 1]
+            ]
             exps = [math.exp(score) for score in scores]
             heads[-1].append([e / sum(exps) for e in exps])
     return heads
@@ -109,8 +137,13 @@ def gathered(rows, heads):
     """The values of one window, averaged with each head's weights, the heads side by side."""
     n_embd = len(rows[0]) // 3
     d = n_embd // len(heads)
-    return [[sum(w * rows[s][2 * n_embd + i] for s, w in enumerate(heads[i // d][t]))
-             for i in range(n_embd)] for t in range(len(rows))]
+    return [
+        [
+            sum(w * rows[s][2 * n_embd + i] for s, w in enumerate(heads[i // d][t]))
+            for i in range(n_embd)
+        ]
+        for t in range(len(rows))
+    ]
 
 
 def total(*parts):
@@ -134,8 +167,13 @@ def by_hand(model, tokens, nudge=None):
     def layer(function, name, rows):
         return see(name, function(rows, p[name + ".weight"], p[name + ".bias"]))
 
-    x = see("embeddings", [[a + b for a, b in zip(p["wte.weight"][token], p["wpe.weight"][t])]
-                           for t, token in enumerate(tokens)])
+    x = see(
+        "embeddings",
+        [
+            [a + b for a, b in zip(p["wte.weight"][token], p["wpe.weight"][t])]
+            for t, token in enumerate(tokens)
+        ],
+    )
     for i in range(model.config.n_layer):
         a = layer(affine, f"h.{i}.attn.c_attn", layer(normal, f"h.{i}.ln_1", x))
         heads = see(f"h.{i}.attn", weights_by_hand(a, model.config.n_head))
@@ -149,13 +187,18 @@ def by_hand(model, tokens, nudge=None):
 
 def loss_by_hand(model, window, nudge=None):
     logits = by_hand(model, window[:-1], nudge)["logits"]
-    return sum(math.log(sum(map(math.exp, row))) - row[target]
-               for row, target in zip(logits, window[1:])) / len(logits)
+    return sum(
+        math.log(sum(map(math.exp, row))) - row[target]
+        for row, target in zip(logits, window[1:])
+    ) / len(logits)
 
 
 def names(n_layer):
-    blocks = [name for i in range(n_layer)
-              for name in [f"h.{i}.{layer}" for layer in LAYERS] + [f"h.{i}"]]
+    blocks = [
+        name
+        for i in range(n_layer)
+        for name in [f"h.{i}.{layer}" for layer in LAYERS] + [f"h.{i}"]
+    ]
     return ["embeddings", *blocks, "ln_f", "logits"]
 
 
@@ -172,9 +215,14 @@ def test_a_trace_names_all_layers_in_the_order_of_the_forward_pass(number, n_lay
 
 @pytest.mark.parametrize("number", ENGINES)
 def test_every_activation_is_what_the_formulas_give(number):
-    trace, expected = trace_of(lifted(MODEL, number), [4, 0, 1, 2]), by_hand(MODEL, [4, 0, 1, 2])
+    trace, expected = (
+        trace_of(lifted(MODEL, number), [4, 0, 1, 2]),
+        by_hand(MODEL, [4, 0, 1, 2]),
+    )
     for name in names(2):
-        assert [len(row) for row in trace[name]] == [len(row) for row in expected[name]], name
+        assert [len(row) for row in trace[name]] == [
+            len(row) for row in expected[name]
+        ], name
         assert flat(trace[name]) == close(expected[name]), name
 
 
@@ -187,7 +235,8 @@ def test_floats_values_and_tensors_have_the_same_trace(n_layer, n_head, d, seed)
     for number in (Value, Tensor):
         trace = trace_of(model.lift(number), tokens, positions)
         assert {name: flat(x) for name, x in trace.items()} == {
-            name: close(x) for name, x in expected.items()}
+            name: close(x) for name, x in expected.items()
+        }
 
 
 @pytest.mark.parametrize("number", ENGINES)
@@ -212,9 +261,13 @@ def test_a_tokens_attention_weights_are_one_for_each_token_it_sees_and_sum_to_1(
     for i in range(2):
         assert len(trace[f"h.{i}.attn"]) == MODEL.config.n_head
         for head in trace[f"h.{i}.attn"]:
-            assert [len(row) for row in head] == [position + 1 for position in positions]
+            assert [len(row) for row in head] == [
+                position + 1 for position in positions
+            ]
             assert all(w > 0 for row in head for w in row)
-            assert [sum(row) for row in head] == pytest.approx([1.0] * len(tokens), abs=1e-12)
+            assert [sum(row) for row in head] == pytest.approx(
+                [1.0] * len(tokens), abs=1e-12
+            )
 
 
 @pytest.mark.parametrize("number", ENGINES)
@@ -224,7 +277,9 @@ def test_attention_weights_are_those_of_the_queries_and_keys_in_the_trace(number
         expected = weights_by_hand(trace[f"h.{i}.attn.c_attn"], 2)
         assert flat(trace[f"h.{i}.attn"]) == close(expected)
         first, second = expected
-        assert flat(first) != pytest.approx(flat(second), rel=0.01)     # two heads, two looks
+        assert flat(first) != pytest.approx(
+            flat(second), rel=0.01
+        )  # two heads, two looks
 
 
 @pytest.mark.parametrize("number", ENGINES)
@@ -248,11 +303,14 @@ def test_every_layer_recomputed_from_its_input_in_the_trace_gives_its_output(num
             (affine, h + "attn.c_proj", gathered(a, trace[h + "attn"])),
             (normal, h + "ln_2", total(trace[x], trace[h + "attn.c_proj"])),
             (affine, h + "mlp.c_fc", trace[h + "ln_2"]),
-            (affine, h + "mlp.c_proj", bent(trace[h + "mlp.c_fc"]))]
+            (affine, h + "mlp.c_proj", bent(trace[h + "mlp.c_fc"])),
+        ]
     for function, name, rows in [*steps, (normal, "ln_f", trace["h.1"])]:
         expected = function(rows, p[name + ".weight"], p[name + ".bias"])
         assert flat(trace[name]) == close(expected), name
-    assert flat(trace["logits"]) == close(affine(trace["ln_f"], p["wte.weight"], [0.0] * 5))
+    assert flat(trace["logits"]) == close(
+        affine(trace["ln_f"], p["wte.weight"], [0.0] * 5)
+    )
 
 
 @pytest.mark.parametrize("number", ENGINES)
@@ -260,14 +318,18 @@ def test_the_logits_in_the_trace_are_the_ones_returned(number):
     trace, model = {}, lifted(MODEL, number)
     assert model([4, 0, 1], trace=trace) is trace["logits"]
     loss = model.loss(BATCH, trace=trace)
-    by_window = sum(loss_by_hand(MODEL, window) * (len(window) - 1) for window in BATCH) / 7
+    by_window = (
+        sum(loss_by_hand(MODEL, window) * (len(window) - 1) for window in BATCH) / 7
+    )
     assert float(loss) == pytest.approx(by_window, rel=1e-12)
     again = cross_entropy(plain(trace["logits"]), pack(BATCH)[2])
     assert float(loss) == pytest.approx(again, rel=1e-14)
 
 
 @pytest.mark.parametrize("number", ENGINES)
-def test_a_changed_token_changes_its_own_and_later_activations_and_no_earlier_ones(number):
+def test_a_changed_token_changes_its_own_and_later_activations_and_no_earlier_ones(
+    number,
+):
     def places_and_rows(trace):
         for name, x in trace.items():
             for head, part in enumerate(x if name.endswith(".attn") else [x]):
@@ -276,12 +338,14 @@ def test_a_changed_token_changes_its_own_and_later_activations_and_no_earlier_on
     tokens, model = [4, 0, 1, 2, 3], lifted(MODEL, number)
     before = dict(places_and_rows(trace_of(model, tokens)))
     for changed in range(5):
-        others = tokens[:changed] + [(tokens[changed] + 1) % 5] + tokens[changed + 1:]
+        others = tokens[:changed] + [(tokens[changed] + 1) % 5] + tokens[changed + 1 :]
         after = dict(places_and_rows(trace_of(model, others)))
         for (name, _, t), row in before.items():
             if t < changed:
                 assert after[name, _, t] == row, name
-            elif t == changed and not (name.endswith(".attn") and t == 0):   # it sees itself alone
+            elif t == changed and not (
+                name.endswith(".attn") and t == 0
+            ):  # it sees itself alone
                 assert after[name, _, t] != row, name
 
 
@@ -296,14 +360,21 @@ def test_with_a_cache_the_trace_has_the_new_tokens_as_in_the_whole(cuts):
                 for head in range(2):
                     lengths = [len(row) for row in trace[name][head]]
                     assert lengths == list(range(start + 1, stop + 1))
-                    assert flat(trace[name][head]) == close(whole[name][head][start:stop])
+                    assert flat(trace[name][head]) == close(
+                        whole[name][head][start:stop]
+                    )
             else:
                 assert flat(trace[name]) == close(whole[name][start:stop]), name
 
 
 @pytest.mark.parametrize("number", ENGINES)
-def test_of_a_pass_for_the_last_row_only_the_trace_has_one_row_of_ln_f_and_logits(number):
-    trace, whole = trace_of(lifted(MODEL, number), [4, 0, 1], last=True), by_hand(MODEL, [4, 0, 1])
+def test_of_a_pass_for_the_last_row_only_the_trace_has_one_row_of_ln_f_and_logits(
+    number,
+):
+    trace, whole = (
+        trace_of(lifted(MODEL, number), [4, 0, 1], last=True),
+        by_hand(MODEL, [4, 0, 1]),
+    )
     for name in names(2):
         expected = whole[name][-1:] if name in ("ln_f", "logits") else whole[name]
         assert len(trace[name]) == len(expected), name
@@ -318,10 +389,15 @@ def traced_gradients(number, batch):
 
 
 def test_gradients_of_activations_are_the_same_in_both_engines():
-    values, tensors = traced_gradients(Value, BATCH)[0], traced_gradients(Tensor, BATCH)[0]
+    values, tensors = (
+        traced_gradients(Value, BATCH)[0],
+        traced_gradients(Tensor, BATCH)[0],
+    )
     for name in names(2):
-        if not name.endswith(".attn"):              # plain floats, in Tensors
-            assert [len(row) for row in tensors[name].grad] == [len(row) for row in values[name]]
+        if not name.endswith(".attn"):  # plain floats, in Tensors
+            assert [len(row) for row in tensors[name].grad] == [
+                len(row) for row in values[name]
+            ]
             assert flat(tensors[name].grad) == close(grads(values[name])), name
             assert any(flat(tensors[name].grad)), name
 
@@ -335,14 +411,26 @@ def places(x, path=()):
 
 def test_gradients_of_activations_are_what_nudging_says():
     window, step = [4, 0, 1, 2], 1e-5
-    values, tensors = traced_gradients(Value, [window])[0], traced_gradients(Tensor, [window])[0]
+    values, tensors = (
+        traced_gradients(Value, [window])[0],
+        traced_gradients(Tensor, [window])[0],
+    )
     for name, x in by_hand(MODEL, window[:-1]).items():
-        measured = [(loss_by_hand(MODEL, window, (name, place, step))
-                     - loss_by_hand(MODEL, window, (name, place, -step))) / (2 * step)
-                    for place in places(x)]
-        assert flat(grads(values[name])) == pytest.approx(measured, rel=1e-6, abs=1e-8), name
+        measured = [
+            (
+                loss_by_hand(MODEL, window, (name, place, step))
+                - loss_by_hand(MODEL, window, (name, place, -step))
+            )
+            / (2 * step)
+            for place in places(x)
+        ]
+        assert flat(grads(values[name])) == pytest.approx(
+            measured, rel=1e-6, abs=1e-8
+        ), name
         if not name.endswith(".attn"):
-            assert flat(tensors[name].grad) == pytest.approx(measured, rel=1e-6, abs=1e-8), name
+            assert flat(tensors[name].grad) == pytest.approx(
+                measured, rel=1e-6, abs=1e-8
+            ), name
 
 
 @pytest.mark.parametrize("number", [Value, Tensor])
@@ -356,7 +444,9 @@ def test_a_biass_gradient_is_the_sum_of_those_of_its_layers_rows(number):
 
 def test_the_gradient_of_the_logits_is_softmax_less_the_target_by_hand():
     trace, _ = traced_gradients(Tensor, BATCH)
-    for row, grad, target in zip(trace["logits"].data, trace["logits"].grad, pack(BATCH)[2]):
+    for row, grad, target in zip(
+        trace["logits"].data, trace["logits"].grad, pack(BATCH)[2]
+    ):
         exps = [math.exp(x) for x in row]
         expected = [(e / sum(exps) - (i == target)) / 7 for i, e in enumerate(exps)]
         assert list(grad) == pytest.approx(expected, rel=1e-12, abs=1e-12)
@@ -369,7 +459,11 @@ def test_to_be_watched_changes_not_a_bit(number):
         logits = plain(model([4, 0, 1, 2], trace=trace))
         loss = model.loss(BATCH, trace=trace)
         if number is float:
-            return logits, loss, plain(model([1, 2], cache=model.new_cache(), trace=trace))
+            return (
+                logits,
+                loss,
+                plain(model([1, 2], cache=model.new_cache(), trace=trace)),
+            )
         loss.backward()
         return logits, float(loss), gradients(model.params)
 
@@ -387,7 +481,10 @@ def test_watching_adds_no_node_to_the_graph():
         return len(seen)
 
     for number in (Value, Tensor):
-        kept = MODEL.lift(number), MODEL.lift(number)       # ids stay distinct while they live
+        kept = (
+            MODEL.lift(number),
+            MODEL.lift(number),
+        )  # ids stay distinct while they live
         without, with_trace = kept[0].loss(BATCH), kept[1].loss(BATCH, trace={})
         assert nodes(without) == nodes(with_trace)
 
@@ -427,7 +524,7 @@ def test_what_becomes_of_a_traces_lists_before_backward_changes_no_gradient(numb
 
     trace, model = {}, MODEL.lift(number)
     loss = model.loss(BATCH, trace=trace)
-    for x in trace.values():                        # attention weights; of Values, all rows
+    for x in trace.values():  # attention weights; of Values, all rows
         spoil(x)
     trace.clear()
     loss.backward()
@@ -443,6 +540,7 @@ def test_a_trace_that_is_used_again_has_the_latest_pass_alone(number):
 
 
 # attention(..., heads=...) by itself
+
 
 def rows(n, m, seed=0):
     rng = random.Random(seed)
@@ -473,7 +571,7 @@ def test_asking_for_heads_changes_not_a_bit_of_what_attention_gives(number):
 
 @pytest.mark.parametrize("number", ENGINES)
 def test_equal_keys_get_equal_weights(number):
-    x = [[0.5, 1.0, float(t)] for t in range(4)]                # query, key, value
+    x = [[0.5, 1.0, float(t)] for t in range(4)]  # query, key, value
     _, (head,) = heads_of(x if number is float else number.lift(x), [0, 1, 2, 0], 1)
     assert head == [[1.0], [0.5, 0.5], pytest.approx([1 / 3] * 3, rel=1e-15), [1.0]]
 
@@ -482,7 +580,10 @@ def test_equal_keys_get_equal_weights(number):
 def test_weights_by_hand_on_a_case_that_can_be_done_in_the_head(number):
     # Width 4: query (log 9, 0, 0, 0), keys (0, ...) and (1, 0, 0, 0); the scores are 0 and
     # log(9) / sqrt(4) = log 3, so the weights are 1/4 and 3/4.
-    x = [[0.0] * 12, [math.log(9), 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 8.0, 0.0, 0.0, 4.0]]
+    x = [
+        [0.0] * 12,
+        [math.log(9), 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 8.0, 0.0, 0.0, 4.0],
+    ]
     out, (head,) = heads_of(x if number is float else number.lift(x), [0, 1], 1)
     assert head == [[1.0], pytest.approx([0.25, 0.75], rel=1e-14)]
     assert out[1] == pytest.approx([6.0, 0.0, 0.0, 3.0], rel=1e-14)
@@ -511,4 +612,5 @@ def test_what_else_is_in_the_lists_of_heads_changes_no_gradient(number, change):
     if change == "held before":
         attention(number.lift(rows(3, 12, seed=1)), range(3), 2, None, heads)
     assert flat(gradient(heads, heads if change == "emptied after" else ())) == close(
-        gradient(None))
+        gradient(None)
+    )

@@ -17,13 +17,28 @@ from microgpt import (
     windows,
 )
 
-DOCUMENTS = ["ada", "bob", "abba", "dada", "cab", "bad", "dab", "cad", "abcabcabcabc", "d"]
+DOCUMENTS = [
+    "ada",
+    "bob",
+    "abba",
+    "dada",
+    "cab",
+    "bad",
+    "dab",
+    "cad",
+    "abcabcabcabc",
+    "d",
+]
 
 
 def trainer(executor=None, model_seed=1, **options):
     tokenizer = CharTokenizer(DOCUMENTS)
-    model = GPT(Config(tokenizer.vocab_size, block_size=8, n_head=2, n_embd=8), seed=model_seed)
-    config = TrainConfig(**{"steps": 5, "batch_size": 3, "warmup": 2, "seed": 7, **options})
+    model = GPT(
+        Config(tokenizer.vocab_size, block_size=8, n_head=2, n_embd=8), seed=model_seed
+    )
+    config = TrainConfig(
+        **{"steps": 5, "batch_size": 3, "warmup": 2, "seed": 7, **options}
+    )
     return Trainer(model, tokenizer, DOCUMENTS, config, executor)
 
 
@@ -33,8 +48,9 @@ def test_steps_are_reported_and_counted():
     assert [s.step for s in steps] == [1, 2, 3, 4] and t.step == 4
     assert [s.val_loss is None for s in steps] == [True, False, True, False]
     assert all(math.isfinite(s.loss) and s.tokens_per_second > 0 for s in steps)
-    assert [s.learning_rate for s in steps] == pytest.approx([0.5 * t.config.lr, t.config.lr,
-                                                              t.config.lr, 0.5 * t.config.lr])
+    assert [s.learning_rate for s in steps] == pytest.approx(
+        [0.5 * t.config.lr, t.config.lr, t.config.lr, 0.5 * t.config.lr]
+    )
     assert list(t) == []
 
 
@@ -45,7 +61,10 @@ def test_the_loss_reported_is_that_of_the_batch_before_the_step():
 
 
 def test_training_learns_and_both_engines_learn_the_same():
-    runs = {engine: trainer(steps=30, lr=0.03, engine=engine) for engine in ("tensor", "value")}
+    runs = {
+        engine: trainer(steps=30, lr=0.03, engine=engine)
+        for engine in ("tensor", "value")
+    }
     losses = {engine: [step.loss for step in run] for engine, run in runs.items()}
     assert losses["tensor"] == pytest.approx(losses["value"], rel=1e-9)
     assert sum(losses["tensor"][-5:]) < 0.8 * sum(losses["tensor"][:5])
@@ -63,11 +82,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
 def test_every_window_is_seen_once_in_every_epoch():
     t = trainer(batch_size=4)
     n = len(t.windows)
-    seen = [window for step in range(n) for window in t.batch(step)]        # 4 epochs
+    seen = [window for step in range(n) for window in t.batch(step)]  # 4 epochs
     for epoch in range(4):
-        assert sorted(seen[epoch * n:(epoch + 1) * n]) == sorted(t.windows)
-    assert seen[:n] != seen[n:2 * n]
-    assert t.batch(2) == seen[8:12]                     # whatever was asked before
+        assert sorted(seen[epoch * n : (epoch + 1) * n]) == sorted(t.windows)
+    assert seen[:n] != seen[n : 2 * n]
+    assert t.batch(2) == seen[8:12]  # whatever was asked before
 
 
 def test_long_documents_are_trained_on_to_the_last_token():
@@ -96,7 +115,9 @@ def test_two_workers_compute_the_gradients_of_one():
         for row, other in zip(x, shared.model.params[name]):
             assert other == pytest.approx(row, rel=1e-9, abs=1e-9)
     assert shared.executor is not None
-    assert list(shared) == [] and shared.executor is None       # its own pool is closed at the end
+    assert (
+        list(shared) == [] and shared.executor is None
+    )  # its own pool is closed at the end
 
 
 def test_same_seed_and_same_workers_give_the_same_bits_on_any_executor():
@@ -159,14 +180,26 @@ def test_no_documents_held_out():
     assert next(t).val_loss is None
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"steps": 0}, "steps is 0"), ({"batch_size": -1}, "batch_size is -1"),
-    ({"lr": math.nan}, "lr is nan"), ({"lr": -1.0}, "lr is -1"), ({"lr": math.inf}, "lr is inf"),
-    ({"lr": "fast"}, "lr is 'fast'"), ({"warmup": -1}, "warmup is -1"),
-    ({"weight_decay": -0.1}, "weight_decay"), ({"clip": -1.0}, "clip"),
-    ({"val_fraction": 1.0}, "val_fraction is 1.0"), ({"eval_every": -1}, "eval_every"),
-    ({"engine": "gpu"}, "engine is 'gpu'.*tensor or value"), ({"workers": 0}, "workers is 0"),
-    ({"workers": 4}, "workers is 4.* to 3"), ({"seed": 1.5}, "seed is 1.5")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"lr": -1.0}, "lr is -1"),
+        ({"lr": math.inf}, "lr is inf"),
+        ({"lr": "fast"}, "lr is 'fast'"),
+        ({"warmup": -1}, "warmup is -1"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"clip": -1.0}, "clip"),
+        ({"val_fraction": 1.0}, "val_fraction is 1.0"),
+        ({"eval_every": -1}, "eval_every"),
+        ({"engine": "gpu"}, "engine is 'gpu'.*tensor or value"),
+        ({"workers": 0}, "workers is 0"),
+        ({"workers": 4}, "workers is 4.* to 3"),
+        ({"seed": 1.5}, "seed is 1.5"),
+    ],
+)
 def test_impossible_training_is_refused_by_name_and_value(change, message):
     with pytest.raises(ValueError, match=message):
         trainer(**change)

@@ -28,10 +28,10 @@ UNARY = {
     "a * 3": lambda a: a * 3,
     "a / 2": lambda a: a / 2,
     "-a": lambda a: -a,
-    "a ** 3": lambda a: a ** 3,
-    "a ** -2": lambda a: a ** -2,
-    "a ** 0": lambda a: a ** 0,
-    "2.5 ** a": lambda a: 2.5 ** a,
+    "a ** 3": lambda a: a**3,
+    "a ** -2": lambda a: a**-2,
+    "a ** 0": lambda a: a**0,
+    "2.5 ** a": lambda a: 2.5**a,
     "exp": lambda a: a.exp() if isinstance(a, Value) else math.exp(a),
     "tanh": lambda a: a.tanh() if isinstance(a, Value) else math.tanh(a),
     "relu": lambda a: a.relu() if isinstance(a, Value) else max(0.0, a),
@@ -58,7 +58,7 @@ def test_unary_and_mixed_operations_have_the_right_value_and_derivative(name, a)
 def test_value_to_the_power_of_a_value_log_and_roots(a, b):
     gradcheck(lambda p: p["a"] ** p["b"], {"a": a, "b": b})
     gradcheck(lambda p: p["a"].log() * p["a"] ** 0.5, {"a": a})
-    assert (Value(a) ** Value(b)).data == a ** b
+    assert (Value(a) ** Value(b)).data == a**b
 
 
 @pytest.mark.parametrize("a, b", [(-2.0, 0.5), (-2.0, Value(2.0)), (0.0, Value(1.0))])
@@ -69,7 +69,7 @@ def test_powers_without_real_derivatives_are_refused(a, b):
 
 def test_zero_to_the_power_of_zero_has_slope_zero():
     a = Value(0.0)
-    (a ** 0).backward()
+    (a**0).backward()
     assert a.grad == 0.0
 
 
@@ -89,7 +89,7 @@ def test_a_topological_order_is_needed_and_used():
 
 def test_diamonds_of_unequal_depth():
     a = Value(2.0)
-    deep = ((a * 3).exp()).log() * a        # 3a * a
+    deep = ((a * 3).exp()).log() * a  # 3a * a
     (deep + a).backward()
     assert a.grad == pytest.approx(6 * 2.0 + 1)
 
@@ -140,7 +140,7 @@ def test_repr_shows_data_and_grad():
 
 
 def test_gradcheck_names_the_parameter_that_is_off():
-    def wrong(p):                           # data 3 w, but a gradient of 2
+    def wrong(p):  # data 3 w, but a gradient of 2
         w = p["w"][1][0]
         return Value(3 * w.data, (w,), (2.0,)) + p["ok"]
 

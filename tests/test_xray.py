@@ -27,10 +27,15 @@ spec.loader.exec_module(xray)
 
 def shaken(model):
     """A copy of the model in which no bias is 0 and no gain 1, as after some training."""
-    params = {name: [[x + 0.1 * math.sin(i + j) for j, x in enumerate(row)]
-                     for i, row in enumerate(rows)] if isinstance(rows[0], list) else
-              [x + 0.1 * math.cos(3 * i) for i, x in enumerate(rows)]
-              for name, rows in model.params.items()}
+    params = {
+        name: [
+            [x + 0.1 * math.sin(i + j) for j, x in enumerate(row)]
+            for i, row in enumerate(rows)
+        ]
+        if isinstance(rows[0], list)
+        else [x + 0.1 * math.cos(3 * i) for i, x in enumerate(rows)]
+        for name, rows in model.params.items()
+    }
     return microgpt.GPT(model.config, params)
 
 
@@ -73,20 +78,29 @@ def compared(capsys, folder, a, b, *options, status):
     """What --compare prints for two traces."""
     for name, contents in ("A", a), ("B", b):
         (folder / name).write_text(json.dumps(contents), encoding="utf-8")
-    return shown(capsys, "--compare", folder / "A", folder / "B", *options, status=status)
+    return shown(
+        capsys, "--compare", folder / "A", folder / "B", *options, status=status
+    )
 
 
 def child(*arguments, **env):
     """The command as a process of its own, its output not decoded."""
-    return subprocess.run([sys.executable, XRAY, *map(str, arguments)], capture_output=True,
-                          env={**ENV, **env}, timeout=300)
+    return subprocess.run(
+        [sys.executable, XRAY, *map(str, arguments)],
+        capture_output=True,
+        env={**ENV, **env},
+        timeout=300,
+    )
 
 
 def panels(out):
     """The grids in a text: {title: its lines}."""
     parts = [part.split("\n") for part in out.rstrip("\n").split("\n\n")[1:]]
-    return {title: lines for title, *lines in parts
-            if not title.startswith(("Attention: ", "Residual stream: "))}
+    return {
+        title: lines
+        for title, *lines in parts
+        if not title.startswith(("Attention: ", "Residual stream: "))
+    }
 
 
 def numbers(x):
@@ -96,6 +110,7 @@ def numbers(x):
 
 # --- The JSON ------------------------------------------------------------------------------------
 
+
 def test_attention_weights_sum_to_1_and_are_causal(trace):
     config = trace["config"]
     for i in range(config["n_layer"]):
@@ -103,7 +118,9 @@ def test_attention_weights_sum_to_1_and_are_causal(trace):
         assert len(heads) == config["n_head"]
         for rows in heads:
             assert [len(row) for row in rows] == [p + 1 for p in trace["positions"]]
-            assert all(sum(row) == pytest.approx(1, abs=1e-12) and min(row) > 0 for row in rows)
+            assert all(
+                sum(row) == pytest.approx(1, abs=1e-12) and min(row) > 0 for row in rows
+            )
 
 
 def test_tokens_targets_and_positions_are_those_of_the_document(trace, tokenizer):
@@ -117,15 +134,20 @@ def test_the_loss_is_the_model_s_and_the_mean_score(trace, saved, tokenizer):
     model = microgpt.GPT.load(saved)
     losses = [x.loss for x in microgpt.score(model, tokenizer, TEXT)]
     assert trace["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-12)
-    window, = microgpt.windows(TEXT, tokenizer, model.config.block_size)
+    (window,) = microgpt.windows(TEXT, tokenizer, model.config.block_size)
     assert trace["loss"] == pytest.approx(model.loss([window]), rel=1e-12)
 
 
 def test_the_residual_stream_adds_up(trace, saved):
     """Embeddings are token plus position; each block adds what its two parts give."""
     params, x = microgpt.GPT.load(saved).params, trace["activations"]
-    for row, token, position in zip(x["embeddings"], trace["tokens"], trace["positions"]):
-        sums = [a + b for a, b in zip(params["wte.weight"][token], params["wpe.weight"][position])]
+    for row, token, position in zip(
+        x["embeddings"], trace["tokens"], trace["positions"]
+    ):
+        sums = [
+            a + b
+            for a, b in zip(params["wte.weight"][token], params["wpe.weight"][position])
+        ]
         assert row == pytest.approx(sums, abs=1e-12)
     for before, h in ("embeddings", "h.0"), ("h.0", "h.1"):
         parts = (x[before], x[h + ".attn.c_proj"], x[h + ".mlp.c_proj"])
@@ -138,31 +160,46 @@ def test_a_trace_has_every_activation_and_gradient_in_the_documented_order(trace
     assert list(trace["activations"]) == xray.forward_names(config.n_layer)
     assert list(trace["gradients"]) == xray.backward_names(config)
     assert set(trace["gradients"]) == {
-        *microgpt.parameter_shapes(config), *trace["activations"]} - {"h.0.attn", "h.1.attn"}
+        *microgpt.parameter_shapes(config),
+        *trace["activations"],
+    } - {"h.0.attn", "h.1.attn"}
 
 
 def test_gradients_have_the_shapes_of_what_they_are_of(trace, saved):
     params = microgpt.GPT.load(saved).params
     for name, gradient in trace["gradients"].items():
         x = {**params, **trace["activations"]}[name]
-        assert len(gradient) == len(x) and len(numbers(gradient)) == len(numbers(x)), name
+        assert len(gradient) == len(x) and len(numbers(gradient)) == len(numbers(x)), (
+            name
+        )
 
 
-@pytest.mark.parametrize("name, place", [
-    ("h.0.attn.c_attn.weight", (9, 3)), ("h.1.mlp.c_fc.bias", (5,)), ("ln_f.weight", (2,)),
-    ("wte.weight", (1, 4)), ("wpe.weight", (3, 0))])
-def test_a_parameter_s_gradient_is_a_finite_difference(trace, saved, tokenizer, name, place):
+@pytest.mark.parametrize(
+    "name, place",
+    [
+        ("h.0.attn.c_attn.weight", (9, 3)),
+        ("h.1.mlp.c_fc.bias", (5,)),
+        ("ln_f.weight", (2,)),
+        ("wte.weight", (1, 4)),
+        ("wpe.weight", (3, 0)),
+    ],
+)
+def test_a_parameter_s_gradient_is_a_finite_difference(
+    trace, saved, tokenizer, name, place
+):
     losses = []
     for nudge in 1e-5, -1e-5:
         model = microgpt.GPT.load(saved)
         *outer, last = place
         row = model.params[name][outer[0]] if outer else model.params[name]
         row[last] += nudge
-        losses.append(model.loss(microgpt.windows(TEXT, tokenizer, model.config.block_size)))
+        losses.append(
+            model.loss(microgpt.windows(TEXT, tokenizer, model.config.block_size))
+        )
     gradient = trace["gradients"][name]
     for i in place:
         gradient = gradient[i]
-    assert abs(gradient) > 1e-6                 # 0 would be equal too easily
+    assert abs(gradient) > 1e-6  # 0 would be equal too easily
     assert gradient == pytest.approx((losses[0] - losses[1]) / 2e-5, abs=1e-8)
 
 
@@ -174,8 +211,11 @@ def test_an_activation_s_gradient_is_a_finite_difference(trace, saved):
         nudged = copy.deepcopy(rows)
         nudged[2][3] += nudge
         x = microgpt.layernorm(nudged, params["ln_f.weight"], params["ln_f.bias"])
-        losses.append(microgpt.cross_entropy(microgpt.linear(x, params["wte.weight"]),
-                                             trace["targets"]))
+        losses.append(
+            microgpt.cross_entropy(
+                microgpt.linear(x, params["wte.weight"]), trace["targets"]
+            )
+        )
     gradient = trace["gradients"]["h.1"][2][3]
     assert abs(gradient) > 1e-6
     assert gradient == pytest.approx((losses[0] - losses[1]) / 2e-5, abs=1e-8)
@@ -189,7 +229,9 @@ def test_both_engines_write_the_same(capsys, tmp_path, saved, trace):
     assert out == f"equal within 1e-12: {count} activations and gradients, the loss\n"
 
 
-def test_only_the_first_window_of_a_long_text_is_traced(capsys, tmp_path, saved, tokenizer):
+def test_only_the_first_window_of_a_long_text_is_traced(
+    capsys, tmp_path, saved, tokenizer
+):
     model, path = microgpt.GPT.load(saved), tmp_path / "long.json"
     out = shown(capsys, saved, LONG, "--json", path)
     assert "only the first 8 of 161 tokens" in out
@@ -199,7 +241,9 @@ def test_only_the_first_window_of_a_long_text_is_traced(capsys, tmp_path, saved,
 
 
 def test_a_text_that_fits_is_not_called_too_long(capsys, saved):
-    assert "8 tokens" in shown(capsys, saved, TEXT) and "only" not in shown(capsys, saved, TEXT)
+    assert "8 tokens" in shown(capsys, saved, TEXT) and "only" not in shown(
+        capsys, saved, TEXT
+    )
 
 
 def test_a_failed_write_leaves_what_was_there(monkeypatch, capsys, tmp_path, saved):
@@ -212,24 +256,44 @@ def test_a_failed_write_leaves_what_was_there(monkeypatch, capsys, tmp_path, sav
     monkeypatch.setattr(os, "replace", full)
     assert xray.main([str(saved), TEXT, "--json", str(path)]) == 2
     assert "No space left" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == ["trace.json"] and path.read_text(encoding="utf-8") == "old"
+    assert (
+        os.listdir(tmp_path) == ["trace.json"]
+        and path.read_text(encoding="utf-8") == "old"
+    )
 
 
-def test_a_trace_without_finite_numbers_is_not_written(capsys, tmp_path, model, tokenizer):
+def test_a_trace_without_finite_numbers_is_not_written(
+    capsys, tmp_path, model, tokenizer
+):
     model = shaken(model)
-    model.params["ln_f.weight"][:] = [1.7e308] * 8          # times a little more: infinite
+    model.params["ln_f.weight"][:] = [1.7e308] * 8  # times a little more: infinite
     model.save(tmp_path / "huge", tokenizer)
-    assert xray.main([str(tmp_path / "huge"), TEXT, "--json", str(tmp_path / "trace.json")]) == 2
+    assert (
+        xray.main(
+            [str(tmp_path / "huge"), TEXT, "--json", str(tmp_path / "trace.json")]
+        )
+        == 2
+    )
     assert capsys.readouterr().err.count("\n") == 1
     assert os.listdir(tmp_path) == ["huge"]
 
 
 # --- Comparing -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("kind, name", [
-    ("activation", "embeddings"), ("activation", "h.0.attn"), ("activation", "h.0.mlp.c_fc"),
-    ("activation", "h.1"), ("activation", "logits"), ("gradient", "logits"),
-    ("gradient", "h.1.attn.c_attn.weight"), ("gradient", "wte.weight")])
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        ("activation", "embeddings"),
+        ("activation", "h.0.attn"),
+        ("activation", "h.0.mlp.c_fc"),
+        ("activation", "h.1"),
+        ("activation", "logits"),
+        ("gradient", "logits"),
+        ("gradient", "h.1.attn.c_attn.weight"),
+        ("gradient", "wte.weight"),
+    ],
+)
 def test_the_number_that_was_changed_is_named(capsys, tmp_path, trace, kind, name):
     other = copy.deepcopy(trace)
     row, index = other[kind + "s"][name], ""
@@ -237,12 +301,18 @@ def test_the_number_that_was_changed_is_named(capsys, tmp_path, trace, kind, nam
         row, index = row[-1], f"{index}[{len(row) - 1}]"
     before, row[1] = row[1], row[1] + 0.25
     out = compared(capsys, tmp_path, trace, other, status=1).split("\n")
-    assert out[:4] == [f"first difference: {kind} {name}{index}[1]", f"A           {before!r}",
-                       f"B           {row[1]!r}", "difference  0.25"]
+    assert out[:4] == [
+        f"first difference: {kind} {name}{index}[1]",
+        f"A           {before!r}",
+        f"B           {row[1]!r}",
+        "difference  0.25",
+    ]
     assert out[5].startswith("others that differ: 0 of ")
 
 
-def test_the_first_of_several_differences_is_the_earliest_computed(capsys, tmp_path, trace):
+def test_the_first_of_several_differences_is_the_earliest_computed(
+    capsys, tmp_path, trace
+):
     """Forward before backward, and backward from the loss on; the others' largest are listed."""
     other = copy.deepcopy(trace)
     other["gradients"]["h.0.ln_1.bias"][0] += 9
@@ -252,7 +322,9 @@ def test_the_first_of_several_differences_is_the_earliest_computed(capsys, tmp_p
     out = compared(capsys, tmp_path, trace, other, status=1)
     assert out.startswith("first difference: gradient ln_f[2][3]\n")
     assert [line.split() for line in out.split("\n")[6:-1]] == [
-        ["gradient", "h.1.ln_2[0][0]", "1"], ["gradient", "h.0.ln_1.bias[0]", "9"]]
+        ["gradient", "h.1.ln_2[0][0]", "1"],
+        ["gradient", "h.0.ln_1.bias[0]", "9"],
+    ]
     other["loss"] += 0.5
     out = compared(capsys, tmp_path, trace, other, status=1)
     assert out.startswith("first difference: loss\n") and "gradient   ln_f[4][5]" in out
@@ -286,7 +358,9 @@ def test_the_tolerance_is_relative_to_the_larger_or_to_1(capsys, tmp_path, trace
 
 
 @pytest.mark.parametrize("odd", ["NaN", "Infinity", "-Infinity"])
-def test_what_is_no_finite_number_differs_from_any_that_is(capsys, tmp_path, trace, odd):
+def test_what_is_no_finite_number_differs_from_any_that_is(
+    capsys, tmp_path, trace, odd
+):
     other = copy.deepcopy(trace)
     other["activations"]["ln_f"][0][0] = float(odd)
     for pair in (trace, other), (other, trace):
@@ -294,7 +368,7 @@ def test_what_is_no_finite_number_differs_from_any_that_is(capsys, tmp_path, tra
         assert out.startswith("first difference: activation ln_f[0][0]\n")
     compared(capsys, tmp_path, other, other, status=0)
     other["activations"]["embeddings"][0][0] += 1
-    other["activations"]["ln_f"][0][1] += 1             # less than infinitely much
+    other["activations"]["ln_f"][0][1] += 1  # less than infinitely much
     other["activations"]["ln_f"][1][0] = float(odd)
     out = compared(capsys, tmp_path, trace, other, status=1)
     assert re.search(r"^activation ln_f\[0\]\[0\] +inf$", out, re.M)
@@ -305,9 +379,13 @@ def test_names_that_one_trace_lacks_are_named(capsys, tmp_path, trace):
     del other["activations"]["h.1.ln_2"]
     other["gradients"]["h.0.attn.dropout"] = [0.0]
     out = compared(capsys, tmp_path, trace, other, status=1)
-    assert out.startswith("first difference: activation h.1.ln_2\nA           8 items\n"
-                          "B           missing\n")
-    assert re.search(r"^gradient +h\.0\.attn\.dropout +missing in A, 1 items in B$", out, re.M)
+    assert out.startswith(
+        "first difference: activation h.1.ln_2\nA           8 items\n"
+        "B           missing\n"
+    )
+    assert re.search(
+        r"^gradient +h\.0\.attn\.dropout +missing in A, 1 items in B$", out, re.M
+    )
 
 
 def test_lists_of_other_lengths_are_named(capsys, tmp_path, trace):
@@ -315,8 +393,10 @@ def test_lists_of_other_lengths_are_named(capsys, tmp_path, trace):
     other["activations"]["h.0.mlp.c_fc"][3].append(0.0)
     other["gradients"]["wpe.weight"] = numbers(other["gradients"]["wpe.weight"])
     out = compared(capsys, tmp_path, trace, other, status=1)
-    assert out.startswith("first difference: activation h.0.mlp.c_fc[3]\nA           32 items\n"
-                          "B           33 items\n")
+    assert out.startswith(
+        "first difference: activation h.0.mlp.c_fc[3]\nA           32 items\n"
+        "B           33 items\n"
+    )
     assert re.search(r"^gradient +wpe\.weight +8 items in A, 64 items in B$", out, re.M)
 
 
@@ -333,11 +413,14 @@ def test_traces_of_different_things_are_not_compared(capsys, tmp_path, trace, fi
 
 # --- A port --------------------------------------------------------------------------------------
 
+
 def port(torch, model, window):
     """The trace of one window by PyTorch: GPT-2 written by hand, all derivatives by autograd."""
     F, c, kept = torch.nn.functional, model.config, {}
-    p = {name: torch.tensor(x, dtype=torch.float64, requires_grad=True)
-         for name, x in model.params.items()}
+    p = {
+        name: torch.tensor(x, dtype=torch.float64, requires_grad=True)
+        for name, x in model.params.items()
+    }
 
     def keep(name, x):
         x.retain_grad()
@@ -345,7 +428,10 @@ def port(torch, model, window):
         return x
 
     def norm(name, x):
-        return keep(name, F.layer_norm(x, [c.n_embd], p[name + ".weight"], p[name + ".bias"], 1e-5))
+        return keep(
+            name,
+            F.layer_norm(x, [c.n_embd], p[name + ".weight"], p[name + ".bias"], 1e-5),
+        )
 
     def linear(name, x):
         return keep(name, x @ p[name + ".weight"].T + p[name + ".bias"])
@@ -354,27 +440,51 @@ def port(torch, model, window):
     future = torch.ones(n, n, dtype=torch.bool).triu(1)
     x = keep("embeddings", p["wte.weight"][tokens] + p["wpe.weight"][:n])
     for h in (f"h.{i}" for i in range(c.n_layer)):
-        q, k, v = (part.view(n, c.n_head, -1).transpose(0, 1) for part in
-                   linear(h + ".attn.c_attn", norm(h + ".ln_1", x)).split(c.n_embd, dim=1))
+        q, k, v = (
+            part.view(n, c.n_head, -1).transpose(0, 1)
+            for part in linear(h + ".attn.c_attn", norm(h + ".ln_1", x)).split(
+                c.n_embd, dim=1
+            )
+        )
         scores = q @ k.transpose(1, 2) / math.sqrt(c.n_embd // c.n_head)
         weights = keep(h + ".attn", scores.masked_fill(future, -math.inf).softmax(2))
-        x = x + linear(h + ".attn.c_proj", (weights @ v).transpose(0, 1).reshape(n, c.n_embd))
-        hidden = F.gelu(linear(h + ".mlp.c_fc", norm(h + ".ln_2", x)), approximate="tanh")
+        x = x + linear(
+            h + ".attn.c_proj", (weights @ v).transpose(0, 1).reshape(n, c.n_embd)
+        )
+        hidden = F.gelu(
+            linear(h + ".mlp.c_fc", norm(h + ".ln_2", x)), approximate="tanh"
+        )
         x = keep(h, x + linear(h + ".mlp.c_proj", hidden))
     logits = keep("logits", norm("ln_f", x) @ p["wte.weight"].T)
     loss = F.cross_entropy(logits, torch.tensor(window[1:]))
     loss.backward()
-    seen = {name: [[row[:t + 1] for t, row in enumerate(rows)] for rows in x.tolist()]
-            if name.endswith(".attn") else x.tolist() for name, x in kept.items()}
-    return {"format": "microgpt trace", "version": 1, "engine": "PyTorch",
-            "config": {name: getattr(c, name) for name in c.__dataclass_fields__},
-            "tokens": window[:-1], "positions": list(range(n)), "targets": window[1:],
-            "loss": loss.item(), "activations": seen,
-            "gradients": {name: x.grad.tolist() for name, x in {**p, **kept}.items()
-                          if not name.endswith(".attn")}}
+    seen = {
+        name: [[row[: t + 1] for t, row in enumerate(rows)] for rows in x.tolist()]
+        if name.endswith(".attn")
+        else x.tolist()
+        for name, x in kept.items()
+    }
+    return {
+        "format": "microgpt trace",
+        "version": 1,
+        "engine": "PyTorch",
+        "config": {name: getattr(c, name) for name in c.__dataclass_fields__},
+        "tokens": window[:-1],
+        "positions": list(range(n)),
+        "targets": window[1:],
+        "loss": loss.item(),
+        "activations": seen,
+        "gradients": {
+            name: x.grad.tolist()
+            for name, x in {**p, **kept}.items()
+            if not name.endswith(".attn")
+        },
+    }
 
 
-def test_a_port_to_pytorch_is_equal_and_its_mistake_is_found(capsys, tmp_path, saved, trace):
+def test_a_port_to_pytorch_is_equal_and_its_mistake_is_found(
+    capsys, tmp_path, saved, trace
+):
     torch = pytest.importorskip("torch")
     model, window = microgpt.GPT.load(saved), trace["tokens"] + trace["targets"][-1:]
     compared(capsys, tmp_path, trace, port(torch, model, window), status=0)
@@ -387,27 +497,45 @@ def test_a_port_to_pytorch_is_equal_and_its_mistake_is_found(capsys, tmp_path, s
 
 # --- The drawings --------------------------------------------------------------------------------
 
+
 def test_attention_is_drawn_as_it_is(capsys, saved, trace):
     """A row for each token, as many cells as tokens it sees, of the shades that are promised."""
     grids = panels(shown(capsys, saved, TEXT, "--attention"))
     assert [title.split(":")[0] for title in grids] == [
-        "h.0 head 0", "h.0 head 1", "h.1 head 0", "h.1 head 1"]
+        "h.0 head 0",
+        "h.0 head 1",
+        "h.1 head 0",
+        "h.1 head 1",
+    ]
     labels = ["<|>", *TEXT]
     for title, lines in grids.items():
         assert [line.split() for line in lines[:3]] == [["<"], ["|"], [">", *TEXT]]
         i, j = map(int, re.findall("[0-9]", title))
         weights = trace["activations"][f"h.{i}.attn"][j]
         assert [line.split() for line in lines[3:]] == [
-            [name, "".join(2 * share(w) for w in row)] for name, row in zip(labels, weights)]
+            [name, "".join(2 * share(w) for w in row)]
+            for name, row in zip(labels, weights)
+        ]
 
 
 def share(weight):
-    return "█" if weight >= 0.5 else "▓" if weight >= 0.25 else "▒" if weight >= 0.1 else \
-        "░" if weight >= 0.02 else "·"
+    return (
+        "█"
+        if weight >= 0.5
+        else "▓"
+        if weight >= 0.25
+        else "▒"
+        if weight >= 0.1
+        else "░"
+        if weight >= 0.02
+        else "·"
+    )
 
 
 def test_the_legend_of_attention_says_what_the_shades_are(capsys, saved):
-    assert "· 0%  ░ 2%  ▒ 10%  ▓ 25%  █ 50%" in shown(capsys, saved, TEXT, "--attention")
+    assert "· 0%  ░ 2%  ▒ 10%  ▓ 25%  █ 50%" in shown(
+        capsys, saved, TEXT, "--attention"
+    )
 
 
 def test_the_residual_rows_end_in_their_lengths(capsys, saved, trace):
@@ -424,9 +552,14 @@ def test_the_residual_s_shades_are_as_the_legend_says(capsys, saved, trace):
     """Each shade stands for the numbers between its own number and the next one's."""
     out = shown(capsys, saved, TEXT, "--residual")
     begins = [float(x) for x in re.findall(r"[·░▒▓█] ([0-9][-+.e0-9]*)", out)]
-    largest = max(abs(x) for name in ("embeddings", "h.0", "h.1")
-                  for x in numbers(trace["activations"][name]))
-    assert f"at most {largest:.3g};" in out and begins[-1] == pytest.approx(largest / 2, rel=0.01)
+    largest = max(
+        abs(x)
+        for name in ("embeddings", "h.0", "h.1")
+        for x in numbers(trace["activations"][name])
+    )
+    assert f"at most {largest:.3g};" in out and begins[-1] == pytest.approx(
+        largest / 2, rel=0.01
+    )
     shades = set()
     for title, lines in panels(out).items():
         for line, row in zip(lines, trace["activations"][title.split(":")[0]]):
@@ -445,40 +578,61 @@ def test_wide_embeddings_are_grouped_honestly(capsys, tmp_path, tokenizer):
     for row in model.params["wpe.weight"]:
         row[:] = [0.0] * 150
     for row in model.params["wte.weight"]:
-        row[:] = [-8.0, 0.0, 4.0] + [0.0] * 147         # the group's mean is 4, if it is of three
+        row[:] = [-8.0, 0.0, 4.0] + [
+            0.0
+        ] * 147  # the group's mean is 4, if it is of three
     for name in "attn.c_proj", "mlp.c_proj":
-        model.params[f"h.0.{name}.weight"] = [[0.0] * len(row) for row in
-                                              model.params[f"h.0.{name}.weight"]]
+        model.params[f"h.0.{name}.weight"] = [
+            [0.0] * len(row) for row in model.params[f"h.0.{name}.weight"]
+        ]
     model.save(tmp_path, tokenizer)
     out = shown(capsys, tmp_path, "ada", "--residual")
     assert "mean of 3 numbers" in out and "at most 4;" in out and "█ 2" in out
     for lines in panels(out).values():
         for line in lines:
-            assert line.split() == [line.split()[0], "█" + 49 * "·", f"{math.sqrt(80 / 150):.4g}"]
+            assert line.split() == [
+                line.split()[0],
+                "█" + 49 * "·",
+                f"{math.sqrt(80 / 150):.4g}",
+            ]
 
 
 def test_in_brief_it_shows_what_the_last_token_sees(capsys, saved, trace):
     attention, residual = panels(shown(capsys, saved, TEXT)).values()
     rows = [trace["activations"][f"h.{i}.attn"][j][-1] for i in (0, 1) for j in (0, 1)]
     assert [line.split()[-1] for line in attention[-4:]] == [
-        "".join(2 * share(w) for w in row) for row in rows]
-    ends = [math.sqrt(sum(x * x for x in trace["activations"][name][-1]) / 8)
-            for name in ("embeddings", "h.0", "h.1")]
-    assert [float(line.split()[-1]) for line in residual] == pytest.approx(ends, rel=1e-3)
+        "".join(2 * share(w) for w in row) for row in rows
+    ]
+    ends = [
+        math.sqrt(sum(x * x for x in trace["activations"][name][-1]) / 8)
+        for name in ("embeddings", "h.0", "h.1")
+    ]
+    assert [float(line.split()[-1]) for line in residual] == pytest.approx(
+        ends, rel=1e-3
+    )
 
 
 def test_neighbours_are_the_nearest_by_angle(capsys, tmp_path):
     """In the plane: b points as a does, c is 45 degrees off, d opposite, e at a right angle."""
     tokenizer = microgpt.CharTokenizer(["abcde"])
     model = microgpt.GPT(microgpt.Config(6, 8, n_head=1, n_embd=2))
-    model.params["wte.weight"][:] = [[1.0, 0.0], [9.0, 0.0], [2.0, 2.0], [-3.0, 0.0], [0.0, 5.0],
-                                     [0.0, 0.0]]
+    model.params["wte.weight"][:] = [
+        [1.0, 0.0],
+        [9.0, 0.0],
+        [2.0, 2.0],
+        [-3.0, 0.0],
+        [0.0, 5.0],
+        [0.0, 0.0],
+    ]
     model.save(tmp_path, tokenizer)
-    lines = shown(capsys, tmp_path, "aada", "--neighbours").rstrip("\n").split("\n")[-3:]
+    lines = (
+        shown(capsys, tmp_path, "aada", "--neighbours").rstrip("\n").split("\n")[-3:]
+    )
     assert [line.split() for line in lines] == [
         ["<|>", "a", "0.00", "b", "0.00", "c", "0.00", "d", "0.00"],
         ["a", "b", "1.00", "c", "0.71", "e", "0.00", "<|>", "0.00"],
-        ["d", "e", "0.00", "<|>", "0.00", "c", "-0.71", "a", "-1.00"]]
+        ["d", "e", "0.00", "<|>", "0.00", "c", "-0.71", "a", "-1.00"],
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -486,11 +640,15 @@ def awkward(tmp_path_factory):
     """A model with subword tokens and a block of 100, which is more than fits a line."""
     tokenizer = microgpt.BPETokenizer.train(["extraordinarily " * 9], 270)
     directory = tmp_path_factory.mktemp("awkward")
-    microgpt.GPT(microgpt.Config(270, 100, n_head=2, n_embd=100)).save(directory, tokenizer)
+    microgpt.GPT(microgpt.Config(270, 100, n_head=2, n_embd=100)).save(
+        directory, tokenizer
+    )
     return directory
 
 
-ODD = " extraordinarily\n\t\x1b[31m 天地 e\u0301 \u200b \U0001f642 \u05d0 \x85 \u2028" * 6
+ODD = (
+    " extraordinarily\n\t\x1b[31m 天地 e\u0301 \u200b \U0001f642 \u05d0 \x85 \u2028" * 6
+)
 
 
 @pytest.mark.parametrize("option", ["--", "--attention", "--residual", "--neighbours"])
@@ -503,16 +661,30 @@ def test_odd_and_many_tokens_do_not_break_the_grid(capsys, awkward, option):
 
 
 def test_only_the_last_tokens_are_drawn_where_not_all_fit(capsys, awkward):
-    model, tokenizer, trace = microgpt.GPT.load(awkward), microgpt.load_tokenizer(awkward), {}
+    model, tokenizer, trace = (
+        microgpt.GPT.load(awkward),
+        microgpt.load_tokenizer(awkward),
+        {},
+    )
     model(microgpt.windows(ODD, tokenizer, 100)[0][:-1], trace=trace)
     grids = panels(shown(capsys, awkward, ODD, "--attention"))
-    names = [line.split()[0] for line in panels(shown(capsys, awkward, ODD, "--residual"))[
-        "h.0: rows are tokens, columns dimensions"]]
+    names = [
+        line.split()[0]
+        for line in panels(shown(capsys, awkward, ODD, "--residual"))[
+            "h.0: rows are tokens, columns dimensions"
+        ]
+    ]
     for (title, lines), rows in zip(grids.items(), trace["h.0.attn"]):
         n = int(re.search(r"\(the last (\d+) of 100 tokens\)$", title).group(1))
         above, below = lines[:-n], [line.split() for line in lines[-n:]]
-        assert 70 <= n < 100 and below == [
-            [name, "".join(map(share, row[100 - n:]))] for name, row in zip(names, rows)][-n:]
+        assert (
+            70 <= n < 100
+            and below
+            == [
+                [name, "".join(map(share, row[100 - n :]))]
+                for name, row in zip(names, rows)
+            ][-n:]
+        )
         left = len(above[-1]) - n
         columns = zip(*[line.ljust(left + n)[left:] for line in above])
         assert ["".join(column).strip() for column in columns] == names[-n:]
@@ -524,7 +696,16 @@ def test_odd_characters_are_spelt_out(capsys, tmp_path):
     out = shown(capsys, tmp_path, "a \n天\u0301\x1b\u200b\U0001f642", "--residual")
     for lines in panels(out).values():
         assert [line.split()[0] for line in lines] == [
-            "<|>", "a", "_", r"\n", r"\u5929", r"\u0301", r"\x1b", r"\u200b", r"\U0001f~"]
+            "<|>",
+            "a",
+            "_",
+            r"\n",
+            r"\u5929",
+            r"\u0301",
+            r"\x1b",
+            r"\u200b",
+            r"\U0001f~",
+        ]
         assert len(set(map(len, (line.rstrip("0123456789.e-") for line in lines)))) == 1
 
 
@@ -532,15 +713,24 @@ def test_an_output_that_knows_only_ascii_gets_only_ascii(saved):
     for options in [], ["--attention", "--residual", "--neighbours"]:
         result = child(saved, TEXT, *options, PYTHONIOENCODING="ascii")
         assert (result.returncode, result.stderr) == (0, b"")
-        assert result.stdout.isascii() and b"\x1b" not in result.stdout and b"#" in result.stdout
+        assert (
+            result.stdout.isascii()
+            and b"\x1b" not in result.stdout
+            and b"#" in result.stdout
+        )
 
 
 def test_a_letter_that_the_output_lacks_is_spelt_out(monkeypatch, tmp_path):
     tokenizer = microgpt.CharTokenizer(["caf\xe9"])
     microgpt.GPT(microgpt.Config(tokenizer.vocab_size)).save(tmp_path, tokenizer)
-    for encoding, letter, shade in (("ascii", r"\xe9", "."), ("latin-1", "\xe9", "."),
-                                    ("utf-8", "\xe9", "·")):
-        output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)      # strict: it would raise
+    for encoding, letter, shade in (
+        ("ascii", r"\xe9", "."),
+        ("latin-1", "\xe9", "."),
+        ("utf-8", "\xe9", "·"),
+    ):
+        output = io.TextIOWrapper(
+            io.BytesIO(), encoding=encoding
+        )  # strict: it would raise
         monkeypatch.setattr(sys, "stdout", output)
         assert xray.main([str(tmp_path), "caf\xe9", "--residual"]) == 0
         last = output.buffer.getvalue().decode(encoding).split()[-3:]
@@ -555,34 +745,64 @@ def test_a_piped_output_has_blocks_and_no_escape_codes(saved):
 
 # --- Bad input -----------------------------------------------------------------------------------
 
+
 def test_bad_input_is_said_in_one_line(capsys, tmp_path, saved, trace):
-    for name, contents in [("text", "hello"), ("list", "[1, 2]"), ("other", '{"a": 1}'),
-                           ("deep", "[" * 10 ** 5), ("cut", json.dumps(trace)[:-9])]:
+    for name, contents in [
+        ("text", "hello"),
+        ("list", "[1, 2]"),
+        ("other", '{"a": 1}'),
+        ("deep", "[" * 10**5),
+        ("cut", json.dumps(trace)[:-9]),
+    ]:
         (tmp_path / name).write_text(contents, encoding="utf-8")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "good").write_text(json.dumps(trace), encoding="utf-8")
     good = str(tmp_path / "good")
     for arguments in (
-            [], [str(saved)], [str(saved), ""], [str(saved), "x!"], [str(tmp_path / "none"), "ada"],
-            [str(tmp_path), "ada"], [str(saved), "ada", "--json", str(tmp_path)],
-            [str(saved), "ada", "--json", str(tmp_path / "none" / "x.json")],
-            [str(saved), "ada", "--compare", good, good],
-            ["--compare", good, good, "--tolerance", "-1"],
-            ["--compare", good, good, "--tolerance", "nan"],
-            *(["--compare", good, str(tmp_path / name)] for name in
-              ("text", "list", "other", "deep", "cut", "bytes", "none"))):
+        [],
+        [str(saved)],
+        [str(saved), ""],
+        [str(saved), "x!"],
+        [str(tmp_path / "none"), "ada"],
+        [str(tmp_path), "ada"],
+        [str(saved), "ada", "--json", str(tmp_path)],
+        [str(saved), "ada", "--json", str(tmp_path / "none" / "x.json")],
+        [str(saved), "ada", "--compare", good, good],
+        ["--compare", good, good, "--tolerance", "-1"],
+        ["--compare", good, good, "--tolerance", "nan"],
+        *(
+            ["--compare", good, str(tmp_path / name)]
+            for name in ("text", "list", "other", "deep", "cut", "bytes", "none")
+        ),
+    ):
         assert xray.main(arguments) == 2, arguments
         out, err = capsys.readouterr()
-        assert out == "" and err.startswith("xray: ") and err.count("\n") == 1, arguments
+        assert out == "" and err.startswith("xray: ") and err.count("\n") == 1, (
+            arguments
+        )
     for folder in tmp_path, tmp_path.parent:
         assert not [name for name in os.listdir(folder) if name.endswith(".part")]
 
 
-@pytest.mark.parametrize("field, value", [
-    ("format", "another"), ("version", 2), ("config", {}), ("config", {"vocab_size": "9"}),
-    ("tokens", 3), ("tokens", ["a"]), ("loss", None), ("loss", "1"), ("loss", True),
-    ("activations", []), ("activations", {"logits": [["1"]]}), ("activations", {"logits": None}),
-    ("gradients", {"logits": [10 ** 400]}), ("gradients", {"logits": {}})])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("format", "another"),
+        ("version", 2),
+        ("config", {}),
+        ("config", {"vocab_size": "9"}),
+        ("tokens", 3),
+        ("tokens", ["a"]),
+        ("loss", None),
+        ("loss", "1"),
+        ("loss", True),
+        ("activations", []),
+        ("activations", {"logits": [["1"]]}),
+        ("activations", {"logits": None}),
+        ("gradients", {"logits": [10**400]}),
+        ("gradients", {"logits": {}}),
+    ],
+)
 def test_a_spoiled_trace_is_refused(capsys, tmp_path, trace, field, value):
     (tmp_path / "A").write_text(json.dumps(trace), encoding="utf-8")
     (tmp_path / "B").write_text(json.dumps({**trace, field: value}), encoding="utf-8")

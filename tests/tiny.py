@@ -4,11 +4,13 @@ import math
 
 from microgpt import GPT, CharTokenizer, Config
 
-ABC = CharTokenizer(["abc"])                    # a, b, c and <|endoftext|>: ids 0, 1, 2 and 3
+ABC = CharTokenizer(["abc"])  # a, b, c and <|endoftext|>: ids 0, 1, 2 and 3
 
 
 def make(tokenizer=ABC, block_size=8, seed=0, sharp=1.0):
-    model = GPT(Config(tokenizer.vocab_size, block_size, 1, n_head=2, n_embd=4), seed=seed)
+    model = GPT(
+        Config(tokenizer.vocab_size, block_size, 1, n_head=2, n_embd=4), seed=seed
+    )
     table = model.params["wte.weight"]
     table[:] = [[sharp * x for x in row] for row in table]
     return model

@@ -37,7 +37,9 @@ except ImportError:
     kind = SystemExit if __name__ == "__main__" else ImportError
     raise kind("numpy_engine: it takes NumPy: python -m pip install numpy") from None
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+sys.path.insert(
+    0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+)
 
 import microgpt
 from microgpt import GELU, AdamW, TrainConfig, Trainer, Value
@@ -45,6 +47,7 @@ from microgpt import GELU, AdamW, TrainConfig, Trainer, Value
 
 class Array(Value):
     """A Value whose data is a NumPy array; its rule takes the place of local gradients."""
+
     __slots__ = ()
     lift = classmethod(lambda cls, x: cls(np.asarray(x)))
     gradient = staticmethod(lambda x: (x.grad + np.zeros_like(x.data)).tolist())
@@ -52,7 +55,9 @@ class Array(Value):
     def hand_on(self):
         """The chain rule: add to the gradients of the inputs what the rule makes of one's own."""
         for child, grad in zip(self.children, self.local_grads(self.grad)):
-            child.grad = grad if type(child.grad) is float else child.grad + grad   # 0.0: none yet
+            child.grad = (
+                grad if type(child.grad) is float else child.grad + grad
+            )  # 0.0: none yet
 
 
 microgpt.ENGINES["numpy"] = Array
@@ -60,9 +65,11 @@ microgpt.ENGINES["numpy"] = Array
 
 # --- Layers --------------------------------------------------------------------------------------
 
+
 def layer(definition):
     """Register a function of arrays -> (y, rule) as a layer's way with arrays and with Arrays. The
     rule gives a gradient for every input from the first on; those of Arrays are handed on."""
+
     def register(function):
         signature = inspect.signature(function)
 
@@ -72,14 +79,20 @@ def layer(definition):
 
         @definition.register(Array)
         def _(*inputs, **options):
-            if options:                             # linear(x, weight, bias=bias)
+            if options:  # linear(x, weight, bias=bias)
                 bound = signature.bind(*inputs, **options)
                 bound.apply_defaults()
                 inputs = bound.args
             nodes = [isinstance(x, Array) for x in inputs]
-            y, rule = function(*[x.data if node else x for x, node in zip(inputs, nodes)])
-            return Array(y, [*compress(inputs, nodes)], lambda dy: compress(rule(dy), nodes))
+            y, rule = function(
+                *[x.data if node else x for x, node in zip(inputs, nodes)]
+            )
+            return Array(
+                y, [*compress(inputs, nodes)], lambda dy: compress(rule(dy), nodes)
+            )
+
         return function
+
     return register
 
 
@@ -110,13 +123,14 @@ def softmax(x):
 @layer(microgpt.embedding)
 def _(table, ids):
     if min(ids) < 0 or max(ids) >= len(table):
-        microgpt.embedding(range(len(table)), ids)          # says which, and raises
+        microgpt.embedding(range(len(table)), ids)  # says which, and raises
     ids = np.asarray(ids)
 
     def rule(dy):
         d_table = np.zeros_like(table)
         np.add.at(d_table, ids, dy)
         return [d_table]
+
     return table[ids], rule
 
 
@@ -129,7 +143,10 @@ def _(x, y):
 def _(x, weight, bias=None):
     y = x @ weight.T
     return (y if bias is None else y + bias), lambda dy: (
-        dy @ weight, dy.T @ x, total(dy))
+        dy @ weight,
+        dy.T @ x,
+        total(dy),
+    )
 
 
 @layer(microgpt.layernorm)
@@ -141,6 +158,7 @@ def _(x, gain, bias, eps=1e-5):
     def rule(dy):
         u = dy * gain
         return s * (u - mean(u) - n * mean(u * n)), total(dy * n), total(dy)
+
     return n * gain + bias, rule
 
 
@@ -180,25 +198,29 @@ def _(x, positions, n_head, past=None, heads=None):
         return rows.reshape(B, -1, n_head, C // n_head).swapaxes(1, 2)
 
     def join(*parts):
-        rows = np.concatenate([part.swapaxes(1, 2).reshape(B, T, C) for part in parts], 2)
+        rows = np.concatenate(
+            [part.swapaxes(1, 2).reshape(B, T, C) for part in parts], 2
+        )
         return rows[0] if B == 1 else rows[window, place]
 
     spread_x = spread(x)
-    q, k, v = (spread_x[:, :, i:i + C] for i in (0, C, 2 * C))
-    if past:                                # the keys and values of earlier calls, and these
+    q, k, v = (spread_x[:, :, i : i + C] for i in (0, C, 2 * C))
+    if past:  # the keys and values of earlier calls, and these
         past[0].extend(k[0])
         past[1].extend(v[0])
         k, v = np.array(past[0])[None], np.array(past[1])[None]
     q, k, v = cut(q), cut(k), cut(v)
     A, through_softmax = softmax(
-        q @ k.swapaxes(2, 3) * scale + mask(k.shape[2], x.dtype)[start:])
+        q @ k.swapaxes(2, 3) * scale + mask(k.shape[2], x.dtype)[start:]
+    )
     for i, head in enumerate(heads or ()):
-        head += [A[b, i, t, :start + t + 1].tolist() for b, t in zip(window, place)]
+        head += [A[b, i, t, : start + t + 1].tolist() for b, t in zip(window, place)]
 
     def rule(dy):
         dO = cut(spread(dy))
         dS = through_softmax(dO @ v.swapaxes(2, 3))[0] * scale
         return [join(dS @ k, dS.swapaxes(2, 3) @ q, A.swapaxes(2, 3) @ dO)]
+
     return join(A @ v), rule
 
 
@@ -213,10 +235,12 @@ def _(logits, targets):
         d_logits = e / sums
         d_logits[rows, targets] -= 1
         return [d_logits * (d_loss / n)]
+
     return (np.log(sums[:, 0]) - shifted[rows, targets]).sum() / n, rule
 
 
 # --- Training ------------------------------------------------------------------------------------
+
 
 def to_arrays(model, dtype="float64"):
     """The same GPT with arrays for parameters: for answers, as of floats, at NumPy's speed."""
@@ -230,33 +254,45 @@ class FlatAdamW(AdamW):
     def __init__(self, params, **options):
         self.shapes = {name: x.shape for name, x in params.items()}
         self.dtype = params["wte.weight"].dtype
-        super().__init__(params, **options)         # sets m and v to 0.0, which is spread out
+        super().__init__(params, **options)  # sets m and v to 0.0, which is spread out
         self.flat = self._flatten(params)
         params.update(self._parts(self.flat))
-        decays = {name: np.full(shape, ".c_" in name and "weight" in name)
-                  for name, shape in self.shapes.items()}
+        decays = {
+            name: np.full(shape, ".c_" in name and "weight" in name)
+            for name, shape in self.shapes.items()
+        }
         self.decay = self.weight_decay * self._flatten(decays)
 
     def _flatten(self, tables):
-        return np.concatenate([np.broadcast_to(np.asarray(tables[name], self.dtype), shape).ravel()
-                               for name, shape in self.shapes.items()])
+        return np.concatenate(
+            [
+                np.broadcast_to(np.asarray(tables[name], self.dtype), shape).ravel()
+                for name, shape in self.shapes.items()
+            ]
+        )
 
     def _parts(self, flat):
         ends = np.cumsum([math.prod(shape) for shape in self.shapes.values()])
-        return {name: flat[end - math.prod(shape):end].reshape(shape)
-                for end, (name, shape) in zip(ends, self.shapes.items())}
+        return {
+            name: flat[end - math.prod(shape) : end].reshape(shape)
+            for end, (name, shape) in zip(ends, self.shapes.items())
+        }
 
-    m = property(lambda self: self._parts(self.flat_m),
-                 lambda self, tables: setattr(self, "flat_m", self._flatten(tables)))
-    v = property(lambda self: self._parts(self.flat_v),
-                 lambda self, tables: setattr(self, "flat_v", self._flatten(tables)))
+    m = property(
+        lambda self: self._parts(self.flat_m),
+        lambda self, tables: setattr(self, "flat_m", self._flatten(tables)),
+    )
+    v = property(
+        lambda self: self._parts(self.flat_v),
+        lambda self, tables: setattr(self, "flat_v", self._flatten(tables)),
+    )
 
     def step(self, gradient, lr, factor=1.0):
         """Move every parameter once; the gradient is one long array too."""
         self.steps += 1
         beta1, beta2, m, v = self.beta1, self.beta2, self.flat_m, self.flat_v
-        root = math.sqrt((1 - beta2 ** self.steps) / (1 - beta2))
-        rate = lr * root * (1 - beta1) / (1 - beta1 ** self.steps)
+        root = math.sqrt((1 - beta2**self.steps) / (1 - beta2))
+        rate = lr * root * (1 - beta1) / (1 - beta1**self.steps)
         if factor != 1:
             gradient *= factor
         if self.weight_decay:
@@ -270,13 +306,18 @@ class FlatAdamW(AdamW):
 
 class NumpyTrainer(Trainer):
     """microgpt.Trainer on arrays; the model's parameters become arrays."""
+
     dtype = "float64"
 
     def __init__(self, model, tokenizer, documents, config=None, executor=None):
-        config = replace(config or TrainConfig(), engine="tensor")  # to be resumed without NumPy
+        config = replace(
+            config or TrainConfig(), engine="tensor"
+        )  # to be resumed without NumPy
         if config.workers > 1 or executor:
-            raise ValueError(f"workers is {config.workers}: NumPy has threads of its own; it "
-                             "must be 1, without an executor")
+            raise ValueError(
+                f"workers is {config.workers}: NumPy has threads of its own; it "
+                "must be 1, without an executor"
+            )
         model.params = to_arrays(model, self.dtype).params
         super().__init__(model, tokenizer, documents, config)
         self.optimizer = FlatAdamW(model.params, weight_decay=config.weight_decay)
@@ -297,8 +338,12 @@ class NumpyTrainer(Trainer):
 
 def main(argv=None):
     """microgpt's command line, and --dtype; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="numpy_engine", add_help=False, allow_abbrev=False,
-                                     usage="numpy_engine.py [--dtype float32|float64] ..., and:")
+    parser = argparse.ArgumentParser(
+        prog="numpy_engine",
+        add_help=False,
+        allow_abbrev=False,
+        usage="numpy_engine.py [--dtype float32|float64] ..., and:",
+    )
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
     parser.error = lambda message: sys.exit(f"numpy_engine: {message}")
     ours, rest = parser.parse_known_args(argv)

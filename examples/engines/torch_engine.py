@@ -24,16 +24,22 @@ try:
     import torch
     import torch.nn.functional as F
 except ImportError as error:
-    raise ImportError(f"torch_engine: it takes {error.name}: python -m pip install torch numpy "
-                      "safetensors", name=error.name) from None
+    raise ImportError(
+        f"torch_engine: it takes {error.name}: python -m pip install torch numpy "
+        "safetensors",
+        name=error.name,
+    ) from None
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+sys.path.insert(
+    0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+)
 
 import microgpt
 
 
 class Torch:
     """The engine: how floats become tensors that want a gradient, and gradients floats again."""
+
     device, dtype = "cpu", torch.float64
 
     @classmethod
@@ -69,11 +75,14 @@ class TensorGPT(microgpt.GPT):
 
 def to_tensors(model, device="cpu", dtype=torch.float32):
     """The same model with tensors for parameters, which want no gradient."""
-    return TensorGPT(model.config, {name: to_tensor(x, device, dtype)
-                                    for name, x in model.params.items()})
+    return TensorGPT(
+        model.config,
+        {name: to_tensor(x, device, dtype) for name, x in model.params.items()},
+    )
 
 
 # --- Layers --------------------------------------------------------------------------------------
+
 
 @microgpt.softmax.register(torch.Tensor)
 def _(x):
@@ -84,7 +93,7 @@ def _(x):
 def _(table, ids):
     if not torch.is_tensor(ids):
         if min(ids) < 0 or max(ids) >= len(table):
-            microgpt.embedding(range(len(table)), ids)      # says which, and raises
+            microgpt.embedding(range(len(table)), ids)  # says which, and raises
         ids = torch.tensor(ids, device=table.device)
     return F.embedding(ids, table)
 
@@ -112,20 +121,22 @@ def _(x):
 @microgpt.attention.register(torch.Tensor)
 def _(x, positions, n_head, past=None, heads=None):
     if x.dim() > 2 and (past or heads):
-        raise ValueError("past keys and traces are for packed tokens, not for those side by side")
+        raise ValueError(
+            "past keys and traces are for packed tokens, not for those side by side"
+        )
     q, k, v = x.chunk(3, -1)
-    sees = None                                     # side by side: all up to its own
-    if x.dim() == 2:                                # packed: all from where its window begins
+    sees = None  # side by side: all up to its own
+    if x.dim() == 2:  # packed: all from where its window begins
         if past:
             past[0].extend(k)
             past[1].extend(v)
             k, v = torch.stack(past[0]), torch.stack(past[1])
         rows = torch.arange(len(k), device=x.device)
-        own = rows[len(k) - len(x):, None]
+        own = rows[len(k) - len(x) :, None]
         first = own - torch.as_tensor(positions, device=x.device)[:, None]
         sees = (first <= rows) & (rows <= own)
     q, k, v = (rows.unflatten(-1, (n_head, -1)).transpose(-2, -3) for rows in (q, k, v))
-    if heads:                                       # for a trace
+    if heads:  # for a trace
         scores = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5
         weights = scores.masked_fill(~sees, -torch.inf).softmax(-1)
         for head, rows in zip(heads, weights):

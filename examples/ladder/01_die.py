@@ -17,7 +17,7 @@ import random
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # where microgpt.py is
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
 from microgpt import CharTokenizer, load_documents, split_documents
 
@@ -33,7 +33,7 @@ def draw(probabilities, rng):
         dart -= p
         if dart < 0:
             return token
-    return len(probabilities) - 1           # should rounding have left the line a bit too short
+    return len(probabilities) - 1  # should rounding have left the line a bit too short
 
 
 def write(probabilities, end, rng):
@@ -46,13 +46,15 @@ def write(probabilities, end, rng):
 
 def tokens_of(names, tokenizer):
     """All that there is to predict in these names: their letters and their ends."""
-    return [token for name in names for token in [*tokenizer.encode(name), tokenizer.end]]
+    return [
+        token for name in names for token in [*tokenizer.encode(name), tokenizer.end]
+    ]
 
 
 def mean_loss(probabilities, tokens):
     """How surprised is the model by the tokens of real names? Step 3 says why it is this."""
     if not all(probabilities[token] for token in tokens):
-        return math.inf             # it said "never", and it happened
+        return math.inf  # it said "never", and it happened
     return sum(-math.log(probabilities[token]) for token in tokens) / len(tokens)
 
 
@@ -70,8 +72,10 @@ def main():
         print("   ", tokenizer.decode(write(die, tokenizer.end, rng))[:60])
 
     loss = mean_loss(die, held_out)
-    print(f"Its loss, the surprise at other names, is {loss:.3f} = log {math.exp(loss):.0f}:\n"
-          f"at every letter it hesitates between {math.exp(loss):.0f}. Less is better.")
+    print(
+        f"Its loss, the surprise at other names, is {loss:.3f} = log {math.exp(loss):.0f}:\n"
+        f"at every letter it hesitates between {math.exp(loss):.0f}. Less is better."
+    )
     print(f"die: 0 parameters, held-out loss {loss:.3f}")
 
 

@@ -16,13 +16,24 @@ import random
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # where microgpt.py is
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
 from microgpt import END, CharTokenizer, load_documents, split_documents
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 # What one may know of names without counting. What is not here has the weight 0.
-WEIGHTS = {"a": 1, "e": 1, "i": 1, "o": 1, END: 1, "n": 0.5, "r": 0.5, "l": 0.5, "x": -1, "q": -1}
+WEIGHTS = {
+    "a": 1,
+    "e": 1,
+    "i": 1,
+    "o": 1,
+    END: 1,
+    "n": 0.5,
+    "r": 0.5,
+    "l": 0.5,
+    "x": -1,
+    "q": -1,
+}
 
 
 def softmax(scores):
@@ -32,18 +43,26 @@ def softmax(scores):
 
 def main():
     print("Three ways to make probabilities of the scores 3, 1, 0 and -2:")
-    for name, positive in (("score", lambda x: x), ("score squared", lambda x: x * x),
-                           ("e^score: softmax", math.exp)):
+    for name, positive in (
+        ("score", lambda x: x),
+        ("score squared", lambda x: x * x),
+        ("e^score: softmax", math.exp),
+    ):
         parts = [positive(x) for x in (3, 1, 0, -2)]
         print(f"    {name:18}", *(f"{part / sum(parts):8.3f}" for part in parts))
-    print("A probability below 0 is none; squared, the worst score comes second. Softmax keeps\n"
-          "the order; 1 more makes a token e = 2.7 times as likely, compared with any other.\n")
+    print(
+        "A probability below 0 is none; squared, the worst score comes second. Softmax keeps\n"
+        "the order; 1 more makes a token e = 2.7 times as likely, compared with any other.\n"
+    )
 
     names = load_documents(DATA / "names.txt")
     tokenizer = CharTokenizer(names)
     names, held_out = split_documents(names, seed=42)
-    held_out = [token for name in held_out[:500]
-                for token in [*tokenizer.encode(name), tokenizer.end]]
+    held_out = [
+        token
+        for name in held_out[:500]
+        for token in [*tokenizer.encode(name), tokenizer.end]
+    ]
 
     probabilities = softmax([WEIGHTS.get(token, 0) for token in tokenizer.vocab])
     for token in "anbq":
@@ -52,7 +71,7 @@ def main():
     rng = random.Random(1)
     for _ in range(8):
         name = ""
-        while not name.endswith(END):                   # `choices` draws as `draw` in step 1 does
+        while not name.endswith(END):  # `choices` draws as `draw` in step 1 does
             name += rng.choices(list(tokenizer.vocab), probabilities)[0]
         print("   ", name.replace(END, "") or "(nothing: the end came first)")
 

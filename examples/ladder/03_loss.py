@@ -18,12 +18,23 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # where microgpt.py is
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
 from microgpt import END, CharTokenizer, load_documents, softmax, split_documents
 
 DATA = Path(__file__).resolve().parents[2] / "data"
-WEIGHTS = {"a": 1, "e": 1, "i": 1, "o": 1, END: 1, "n": 0.5, "r": 0.5, "l": 0.5, "x": -1, "q": -1}
+WEIGHTS = {
+    "a": 1,
+    "e": 1,
+    "i": 1,
+    "o": 1,
+    END: 1,
+    "n": 0.5,
+    "r": 0.5,
+    "l": 0.5,
+    "x": -1,
+    "q": -1,
+}
 
 
 def mean_miss(probabilities, tokens):
@@ -32,12 +43,14 @@ def mean_miss(probabilities, tokens):
 
 def mean_surprise(probabilities, tokens):
     if not all(probabilities[token] for token in tokens):
-        return math.inf                                 # it said "never", and it happened
+        return math.inf  # it said "never", and it happened
     return sum(-math.log(probabilities[token]) for token in tokens) / len(tokens)
 
 
 def tokens_of(names, tokenizer):
-    return [token for name in names for token in [*tokenizer.encode(name), tokenizer.end]]
+    return [
+        token for name in names for token in [*tokenizer.encode(name), tokenizer.end]
+    ]
 
 
 def main():
@@ -51,22 +64,32 @@ def main():
     anna = [by_hand[token] for token in tokens_of(["anna"], tokenizer)]
     for token, p in zip([*"anna", "end"], anna):
         print(f"{token:5} {p:6.1%} {1 - p:7.3f} {-math.log(p):7.3f}")
-    print(f"The product of the p, {math.prod(anna):.2g}, is how likely anna is. The sum of the\n"
-          f"-log p is its -log, {-math.log(math.prod(anna)):.3f}; her loss, a token, is a fifth.\n")
+    print(
+        f"The product of the p, {math.prod(anna):.2g}, is how likely anna is. The sum of the\n"
+        f"-log p is its -log, {-math.log(math.prod(anna)):.3f}; her loss, a token, is a fifth.\n"
+    )
 
     counts = Counter(tokens)
-    models = {"die": [1 / tokenizer.vocab_size] * tokenizer.vocab_size,
-              "weights by hand": by_hand,
-              "all on the a": [float(token == "a") for token in tokenizer.vocab],
-              "frequencies": [counts[i] / len(tokens) for i in range(tokenizer.vocab_size)]}
+    models = {
+        "die": [1 / tokenizer.vocab_size] * tokenizer.vocab_size,
+        "weights by hand": by_hand,
+        "all on the a": [float(token == "a") for token in tokenizer.vocab],
+        "frequencies": [counts[i] / len(tokens) for i in range(tokenizer.vocab_size)],
+    }
     print("                   1 - p  -log p    (held-out names; less is better)")
     for name, probabilities in models.items():
-        print(f"{name:16} {mean_miss(probabilities, held_out):7.3f}"
-              f" {mean_surprise(probabilities, held_out):7.3f}")
-    print("By 1 - p the best of them is the one that writes aaaaaaaa and never stops; by -log p\n"
-          "it is the worst, and the frequencies are best. The weights by hand, so measured:")
-    print(f"loss: {tokenizer.vocab_size} parameters, "
-          f"held-out loss {mean_surprise(by_hand, held_out):.3f}")
+        print(
+            f"{name:16} {mean_miss(probabilities, held_out):7.3f}"
+            f" {mean_surprise(probabilities, held_out):7.3f}"
+        )
+    print(
+        "By 1 - p the best of them is the one that writes aaaaaaaa and never stops; by -log p\n"
+        "it is the worst, and the frequencies are best. The weights by hand, so measured:"
+    )
+    print(
+        f"loss: {tokenizer.vocab_size} parameters, "
+        f"held-out loss {mean_surprise(by_hand, held_out):.3f}"
+    )
 
 
 if __name__ == "__main__":

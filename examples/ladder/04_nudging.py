@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # where microgpt.py is
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
 from microgpt import CharTokenizer, load_documents, softmax, split_documents
 
@@ -34,14 +34,21 @@ def nudged(weights, i, by):
 
 
 def gradient_by_nudging(weights, shares):
-    return [(loss_of(nudged(weights, i, NUDGE), shares)
-             - loss_of(nudged(weights, i, -NUDGE), shares)) / (2 * NUDGE)
-            for i in range(len(weights))]
+    return [
+        (
+            loss_of(nudged(weights, i, NUDGE), shares)
+            - loss_of(nudged(weights, i, -NUDGE), shares)
+        )
+        / (2 * NUDGE)
+        for i in range(len(weights))
+    ]
 
 
 def shares_of(names, tokenizer):
     """How much of these names each token is, their ends included."""
-    counts = Counter(token for name in names for token in [*tokenizer.encode(name), tokenizer.end])
+    counts = Counter(
+        token for name in names for token in [*tokenizer.encode(name), tokenizer.end]
+    )
     return [counts[i] / sum(counts.values()) for i in range(tokenizer.vocab_size)]
 
 
@@ -51,22 +58,28 @@ def main():
     names, held_out = split_documents(names, seed=42)
     shares, held_out = shares_of(names, tokenizer), shares_of(held_out[:500], tokenizer)
 
-    weights = [0.0] * tokenizer.vocab_size              # the die
+    weights = [0.0] * tokenizer.vocab_size  # the die
     print("step   loss    slope a  weight a    slope q  weight q")
     a, q = tokenizer.encode("aq")
     for step in range(STEPS + 1):
         slopes = gradient_by_nudging(weights, shares)
         if step in (0, 1, 2, 5, 10, 50, STEPS):
-            print(f"{step:4}  {loss_of(weights, shares):.3f}   {slopes[a]:8.4f}  {weights[a]:8.3f}"
-                  f"   {slopes[q]:8.4f}  {weights[q]:8.3f}")
+            print(
+                f"{step:4}  {loss_of(weights, shares):.3f}   {slopes[a]:8.4f}  {weights[a]:8.3f}"
+                f"   {slopes[q]:8.4f}  {weights[q]:8.3f}"
+            )
         if step < STEPS:
             weights = [weight - RATE * slope for weight, slope in zip(weights, slopes)]
 
     p = softmax(weights)
-    print(f"It saw nothing but the loss, and yet: a has {p[a]:.1%}, in the names {shares[a]:.1%}."
-          f"\nThis took {2 * len(weights) * STEPS:,} losses for {STEPS} steps. With the 124 million"
-          "\nweights of GPT-2, one step would take 248 million.")
-    print(f"nudging: {len(weights)} parameters, held-out loss {loss_of(weights, held_out):.3f}")
+    print(
+        f"It saw nothing but the loss, and yet: a has {p[a]:.1%}, in the names {shares[a]:.1%}."
+        f"\nThis took {2 * len(weights) * STEPS:,} losses for {STEPS} steps. With the 124 million"
+        "\nweights of GPT-2, one step would take 248 million."
+    )
+    print(
+        f"nudging: {len(weights)} parameters, held-out loss {loss_of(weights, held_out):.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # where microgpt.py is
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
 from microgpt import CharTokenizer, Value, load_documents, log, softmax, split_documents
 
@@ -38,9 +38,14 @@ def nudged(weights, i, by):
 
 
 def gradient_by_nudging(weights, shares):
-    return [(loss_of(nudged(weights, i, NUDGE), shares)
-             - loss_of(nudged(weights, i, -NUDGE), shares)) / (2 * NUDGE)
-            for i in range(len(weights))]
+    return [
+        (
+            loss_of(nudged(weights, i, NUDGE), shares)
+            - loss_of(nudged(weights, i, -NUDGE), shares)
+        )
+        / (2 * NUDGE)
+        for i in range(len(weights))
+    ]
 
 
 def gradient_by_backward(weights, shares):
@@ -51,7 +56,9 @@ def gradient_by_backward(weights, shares):
 
 def shares_of(names, tokenizer):
     """How much of these names each token is, their ends included."""
-    counts = Counter(token for name in names for token in [*tokenizer.encode(name), tokenizer.end])
+    counts = Counter(
+        token for name in names for token in [*tokenizer.encode(name), tokenizer.end]
+    )
     return [counts[i] / sum(counts.values()) for i in range(tokenizer.vocab_size)]
 
 
@@ -67,7 +74,9 @@ def main():
     c = b + b
     d = b + c
     d.backward()
-    print(f"b = a + a, c = b + b, d = b + c: the slope of d by a is {a.grad}, by b {b.grad}.")
+    print(
+        f"b = a + a, c = b + b, d = b + c: the slope of d by a is {a.grad}, by b {b.grad}."
+    )
 
     names = load_documents(DATA / "names.txt")
     tokenizer = CharTokenizer(names)
@@ -75,21 +84,29 @@ def main():
     shares, held_out = shares_of(names, tokenizer), shares_of(held_out[:500], tokenizer)
 
     weights = [0.0] * tokenizer.vocab_size
-    up_down, backward = (f(weights, shares) for f in (gradient_by_nudging, gradient_by_backward))
+    up_down, backward = (
+        f(weights, shares) for f in (gradient_by_nudging, gradient_by_backward)
+    )
     print("token   by nudging  by backward")
     for i in tokenizer.encode("aeiouqz"):
         print(f"{tokenizer.decode([i]):5} {up_down[i]:12.8f} {backward[i]:12.8f}")
     difference = max(abs(slope - other) for slope, other in zip(up_down, backward))
     print(f"Largest difference of all {len(weights)}: {difference:.0e}")
-    for n in len(weights), 729:                         # 729 weights has the table of step 6
+    for n in len(weights), 729:  # 729 weights has the table of step 6
         args = [0.0] * n, [1 / n] * n
-        times = [milliseconds(f, *args) for f in (gradient_by_nudging, gradient_by_backward)]
-        print(f"Time for {n:3} weights: nudging {times[0]:6.1f} ms, backward {times[1]:4.1f} ms")
+        times = [
+            milliseconds(f, *args) for f in (gradient_by_nudging, gradient_by_backward)
+        ]
+        print(
+            f"Time for {n:3} weights: nudging {times[0]:6.1f} ms, backward {times[1]:4.1f} ms"
+        )
 
     for _ in range(STEPS):
         slopes = gradient_by_backward(weights, shares)
         weights = [weight - RATE * slope for weight, slope in zip(weights, slopes)]
-    print(f"value: {len(weights)} parameters, held-out loss {loss_of(weights, held_out):.3f}")
+    print(
+        f"value: {len(weights)} parameters, held-out loss {loss_of(weights, held_out):.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # where microgpt.py is
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
 from microgpt import CharTokenizer, Value, load_documents, log, softmax, split_documents
 
@@ -35,7 +35,9 @@ def pairs_of(names, tokenizer):
 def loss_of(table, pairs):
     """The mean -log p of the second tokens; the table has a row of weights for each first one."""
     rows = [softmax(row) for row in table]
-    return sum(-log(rows[a][b]) * n for (a, b), n in pairs.items()) / sum(pairs.values())
+    return sum(-log(rows[a][b]) * n for (a, b), n in pairs.items()) / sum(
+        pairs.values()
+    )
 
 
 def count(pairs, size):
@@ -45,7 +47,7 @@ def count(pairs, size):
 
 
 def learn(pairs, size):
-    table = [[0.0] * size for _ in range(size)]         # 27 dice
+    table = [[0.0] * size for _ in range(size)]  # 27 dice
     for step in range(STEPS):
         values = Value.lift(table)
         loss = loss_of(values, pairs)
@@ -69,7 +71,10 @@ def main():
         for token in tokenizer.encode("aq"):
             row = softmax(table[token])
             likeliest = sorted(range(size), key=row.__getitem__, reverse=True)[:5]
-            print(f"    after {shown[token]}:", *(f"{shown[i]} {row[i]:.1%} " for i in likeliest))
+            print(
+                f"    after {shown[token]}:",
+                *(f"{shown[i]} {row[i]:.1%} " for i in likeliest),
+            )
     rng = random.Random(1)
     for _ in range(8):
         name, token = [], tokenizer.end

@@ -19,25 +19,41 @@ import random
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # where microgpt.py is
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
-from microgpt import (END, CharTokenizer, Tensor, add, cross_entropy, dot, embedding, gelu,
-                      gradients, linear, load_documents, split_documents)
+from microgpt import (
+    END,
+    CharTokenizer,
+    Tensor,
+    add,
+    cross_entropy,
+    dot,
+    embedding,
+    gelu,
+    gradients,
+    linear,
+    load_documents,
+    split_documents,
+)
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 CONTEXT, N_EMBD, N_HIDDEN, STEPS, BATCH, RATE, SEED = 3, 8, 16, 800, 4, 1.0, 1
 
 
 def windows_of(document, vocab):
-    """"abe" -> ..a .ab abe be. in ids, where . is <|endoftext|>: three tokens, and the next."""
-    tokens = [vocab[END]] * CONTEXT + [vocab[token] for token in document] + [vocab[END]]
-    return [tokens[i:i + CONTEXT + 1] for i in range(len(tokens) - CONTEXT)]
+    """ "abe" -> ..a .ab abe be. in ids, where . is <|endoftext|>: three tokens, and the next."""
+    tokens = (
+        [vocab[END]] * CONTEXT + [vocab[token] for token in document] + [vocab[END]]
+    )
+    return [tokens[i : i + CONTEXT + 1] for i in range(len(tokens) - CONTEXT)]
 
 
 def loss_of(params, windows):
     first, second, third, targets = zip(*windows)
     hidden = linear(embedding(params["wte"], first), params["from_first"])
-    hidden = add(hidden, linear(embedding(params["wte"], second), params["from_second"]))
+    hidden = add(
+        hidden, linear(embedding(params["wte"], second), params["from_second"])
+    )
     hidden = add(hidden, linear(embedding(params["wte"], third), params["from_third"]))
     return cross_entropy(linear(gelu(hidden), params["out"]), targets)
 
@@ -46,33 +62,46 @@ def train(documents, vocab):
     """Gradient descent, a few documents a step. A Tensor is a Value whose data is many numbers: the
     same slopes, sooner."""
     rng = random.Random(SEED)
-    shapes = {"wte": (len(vocab), N_EMBD, 0.1), "out": (len(vocab), N_HIDDEN, 0.02),
-              **{f"from_{i}": (N_HIDDEN, N_EMBD, 0.2) for i in ("first", "second", "third")}}
-    params = {name: [[rng.gauss(0, size) for _ in range(n_in)] for _ in range(n_out)]
-              for name, (n_out, n_in, size) in shapes.items()}
+    shapes = {
+        "wte": (len(vocab), N_EMBD, 0.1),
+        "out": (len(vocab), N_HIDDEN, 0.02),
+        **{f"from_{i}": (N_HIDDEN, N_EMBD, 0.2) for i in ("first", "second", "third")},
+    }
+    params = {
+        name: [[rng.gauss(0, size) for _ in range(n_in)] for _ in range(n_out)]
+        for name, (n_out, n_in, size) in shapes.items()
+    }
     for step in range(STEPS):
         batch = [documents[(step * BATCH + i) % len(documents)] for i in range(BATCH)]
         tensors = {name: Tensor(table) for name, table in params.items()}
-        loss_of(tensors, [w for document in batch for w in windows_of(document, vocab)]).backward()
-        rate = RATE * (1 - step / STEPS)                # ever shorter steps, to come to rest
+        loss_of(
+            tensors, [w for document in batch for w in windows_of(document, vocab)]
+        ).backward()
+        rate = RATE * (1 - step / STEPS)  # ever shorter steps, to come to rest
         for name, slopes in gradients(tensors).items():
             params[name] = step_against(slopes, params[name], rate)
     return params
 
 
 def step_against(slopes, table, rate):
-    return [[weight - rate * slope for weight, slope in zip(row, row_slopes)]
-            for row, row_slopes in zip(table, slopes)]
+    return [
+        [weight - rate * slope for weight, slope in zip(row, row_slopes)]
+        for row, row_slopes in zip(table, slopes)
+    ]
 
 
 def show_neighbours(tokens, params, vocab):
     """Which embeddings point most nearly in the same direction, 1.00 being the very same?"""
-    unit = {token: [x / math.hypot(*params["wte"][i]) for x in params["wte"][i]]
-            for token, i in vocab.items()}
+    unit = {
+        token: [x / math.hypot(*params["wte"][i]) for x in params["wte"][i]]
+        for token, i in vocab.items()
+    }
     for token in tokens:
         near = sorted(vocab, key=lambda other: -dot(unit[token], unit[other]))
-        print(f"{token:>8}:", *(f"{other} {dot(unit[token], unit[other]):.2f} "
-                                for other in near[1:6]))
+        print(
+            f"{token:>8}:",
+            *(f"{other} {dot(unit[token], unit[other]):.2f} " for other in near[1:6]),
+        )
 
 
 def main():
@@ -83,11 +112,13 @@ def main():
     show_neighbours("aeq", params, vocab)
 
     sentences = [line.split() for line in load_documents(DATA / "sentences.txt")]
-    words = CharTokenizer(sentences).vocab              # of lists of words: a token for each word
+    words = CharTokenizer(sentences).vocab  # of lists of words: a token for each word
     print("Words, from sentences such as:", *sentences[0])
     show_neighbours(("cats", "cars", "chase", "red"), train(sentences, words), words)
 
-    loss = loss_of(params, [w for name in held_out[:500] for w in windows_of(name, vocab)])
+    loss = loss_of(
+        params, [w for name in held_out[:500] for w in windows_of(name, vocab)]
+    )
     size = sum(len(table) * len(table[0]) for table in params.values())
     print(f"window: {size:,} parameters, held-out loss {loss:.3f}")
 

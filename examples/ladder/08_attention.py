@@ -20,10 +20,24 @@ import random
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # where microgpt.py is
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
-from microgpt import (END, CharTokenizer, Tensor, add, attention, cross_entropy, embedding, gelu,
-                      gradients, linear, load_documents, pack, softmax, split_documents)
+from microgpt import (
+    END,
+    CharTokenizer,
+    Tensor,
+    add,
+    attention,
+    cross_entropy,
+    embedding,
+    gelu,
+    gradients,
+    linear,
+    load_documents,
+    pack,
+    softmax,
+    split_documents,
+)
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 WORD, STEPS = "because", 300
@@ -34,26 +48,39 @@ def logits_of(params, tokens, positions, weights=None):
     x = embedding(params["wte"], tokens)
     if "wpe" in params:
         x = add(x, embedding(params["wpe"], positions))
-    n_head = 1                                          # of which step 9 has two
-    found = attention(linear(x, params["query_key_value"]), positions, n_head, heads=weights)
+    n_head = 1  # of which step 9 has two
+    found = attention(
+        linear(x, params["query_key_value"]), positions, n_head, heads=weights
+    )
     hidden = add(linear(x, params["from_own"]), linear(found, params["from_found"]))
     return linear(gelu(hidden), params["out"])
 
 
 def windows_of(documents, vocab):
-    return [[vocab[END], *map(vocab.get, document), vocab[END]] for document in documents]
+    return [
+        [vocab[END], *map(vocab.get, document), vocab[END]] for document in documents
+    ]
 
 
 def train(windows, vocab_size, steps, without=None):
     rng = random.Random(SEED)
-    shapes = {"wte": (vocab_size, N_EMBD, 1.0), "wpe": (16, N_EMBD, 1.0),
-              "query_key_value": (3 * N_EMBD, N_EMBD, 0.35), "from_own": (N_HIDDEN, N_EMBD, 0.25),
-              "from_found": (N_HIDDEN, N_EMBD, 0.25), "out": (vocab_size, N_HIDDEN, 0.02)}
-    params = {name: [[rng.gauss(0, size) for _ in range(n_in)] for _ in range(n_out)]
-              for name, (n_out, n_in, size) in shapes.items() if name != without}
+    shapes = {
+        "wte": (vocab_size, N_EMBD, 1.0),
+        "wpe": (16, N_EMBD, 1.0),
+        "query_key_value": (3 * N_EMBD, N_EMBD, 0.35),
+        "from_own": (N_HIDDEN, N_EMBD, 0.25),
+        "from_found": (N_HIDDEN, N_EMBD, 0.25),
+        "out": (vocab_size, N_HIDDEN, 0.02),
+    }
+    params = {
+        name: [[rng.gauss(0, size) for _ in range(n_in)] for _ in range(n_out)]
+        for name, (n_out, n_in, size) in shapes.items()
+        if name != without
+    }
     for step in range(steps):
-        tokens, positions, targets = pack([windows[(step * BATCH + i) % len(windows)]
-                                           for i in range(BATCH)])
+        tokens, positions, targets = pack(
+            [windows[(step * BATCH + i) % len(windows)] for i in range(BATCH)]
+        )
         tensors = {name: Tensor(table) for name, table in params.items()}
         cross_entropy(logits_of(tensors, tokens, positions), targets).backward()
         rate = RATE * (1 - step / steps)
@@ -63,8 +90,10 @@ def train(windows, vocab_size, steps, without=None):
 
 
 def step_against(slopes, table, rate):
-    return [[weight - rate * slope for weight, slope in zip(row, row_slopes)]
-            for row, row_slopes in zip(table, slopes)]
+    return [
+        [weight - rate * slope for weight, slope in zip(row, row_slopes)]
+        for row, row_slopes in zip(table, slopes)
+    ]
 
 
 def who_plays(params, words, a, verb, b):
@@ -72,25 +101,36 @@ def who_plays(params, words, a, verb, b):
     weights, tokens = [[]], [words[END], words[a], words[verb], words[b], words[WORD]]
     logits = logits_of(params, tokens, range(5), weights)
     [head] = weights
-    return softmax(logits[-1]), head[-1][1:]            # of the last token, without <|endoftext|>
+    return softmax(logits[-1]), head[-1][1:]  # of the last token, without <|endoftext|>
 
 
 def main():
     sentences = [line.split() for line in load_documents(DATA / "sentences.txt")]
-    words = CharTokenizer(sentences).vocab              # of lists of words: a token for each word
-    sentences, unseen = ([s for s in part if WORD in s]
-                         for part in split_documents(sentences, 0.25, seed=42))
+    words = CharTokenizer(sentences).vocab  # of lists of words: a token for each word
+    sentences, unseen = (
+        [s for s in part if WORD in s]
+        for part in split_documents(sentences, 0.25, seed=42)
+    )
     for without in None, "wpe":
         params = train(windows_of(sentences, words), len(words), STEPS, without)
         print("Without positions:" if without else "With positions:")
         first, verb, second, *_ = unseen[0]
         for a, b in (first, second), (second, first):
             p, weights = who_plays(params, words, a, verb, b)
-            print("   ", *(f"{word} {weight:.0%} " for word, weight in
-                           zip((a, verb, b, WORD), weights)),
-                  f"-> {a} {p[words[a]]:.1%}, {b} {p[words[b]]:.1%}")
-        losses = [-math.log(who_plays(params, words, *s[:3])[0][words[s[4]]]) for s in unseen]
-        print(f"    loss of the right animal in unseen sentences: {sum(losses) / len(losses):.3f}")
+            print(
+                "   ",
+                *(
+                    f"{word} {weight:.0%} "
+                    for word, weight in zip((a, verb, b, WORD), weights)
+                ),
+                f"-> {a} {p[words[a]]:.1%}, {b} {p[words[b]]:.1%}",
+            )
+        losses = [
+            -math.log(who_plays(params, words, *s[:3])[0][words[s[4]]]) for s in unseen
+        ]
+        print(
+            f"    loss of the right animal in unseen sentences: {sum(losses) / len(losses):.3f}"
+        )
 
     names = load_documents(DATA / "names.txt")
     vocab = CharTokenizer(names).vocab

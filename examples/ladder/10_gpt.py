@@ -22,10 +22,19 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # where microgpt.py is
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
-from microgpt import (GPT, CharTokenizer, Config, TrainConfig, Trainer, evaluate, generate,
-                      load_documents, parameter_count)
+from microgpt import (
+    GPT,
+    CharTokenizer,
+    Config,
+    TrainConfig,
+    Trainer,
+    evaluate,
+    generate,
+    load_documents,
+    parameter_count,
+)
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 STEPS, COMPARED, SEED = 500, 40, 42
@@ -33,6 +42,7 @@ STEPS, COMPARED, SEED = 500, 40, 42
 
 class Descent:
     """Plain gradient descent, to stand where a Trainer has its AdamW."""
+
     def __init__(self, params):
         self.params = params
 
@@ -43,11 +53,12 @@ class Descent:
 
 
 def rows(x):
-    return [x] if isinstance(x[0], float) else x        # gains and biases are single rows
+    return [x] if isinstance(x[0], float) else x  # gains and biases are single rows
 
 
 class InOtherUnits:
     """An optimizer that is shown the slopes of the loss times a number."""
+
     def __init__(self, optimizer, times):
         self.optimizer, self.times = optimizer, times
 
@@ -65,7 +76,7 @@ def after(steps, model, tokenizer, names, rate, descent=False, times=1):
             if step.step == steps or step.loss > 100:
                 break
         return sum(trainer.losses[-20:]) / 20
-    except ArithmeticError:                             # what a Trainer raises at nan
+    except ArithmeticError:  # what a Trainer raises at nan
         return math.inf
 
 
@@ -74,12 +85,20 @@ def main():
     tokenizer = CharTokenizer(names)
     config = Config(tokenizer.vocab_size)
 
-    print(f"Loss after {COMPARED} steps, if its slopes are multiplied by 1, by 100 and by 1/100:")
+    print(
+        f"Loss after {COMPARED} steps, if its slopes are multiplied by 1, by 100 and by 1/100:"
+    )
     for optimizer, rate, descent in ("Adam", 0.01, False), ("plain descent", 0.3, True):
-        losses = [after(COMPARED, GPT(config, seed=SEED), tokenizer, names, rate, descent, times)
-                  for times in (1, 100, 1 / 100)]
-        print(f"    {optimizer:13} rate {rate:4}",
-              *(f"{loss:10.3f}" if loss < 10 else "  diverges" for loss in losses))
+        losses = [
+            after(
+                COMPARED, GPT(config, seed=SEED), tokenizer, names, rate, descent, times
+            )
+            for times in (1, 100, 1 / 100)
+        ]
+        print(
+            f"    {optimizer:13} rate {rate:4}",
+            *(f"{loss:10.3f}" if loss < 10 else "  diverges" for loss in losses),
+        )
 
     model = GPT(config, seed=SEED)
     trainer = Trainer(model, tokenizer, names, TrainConfig(steps=STEPS, seed=SEED))
@@ -87,7 +106,10 @@ def main():
         if step.step % 100 == 0:
             print(f"step {step.step:3}  loss {sum(trainer.losses[-100:]) / 100:.3f}")
     for temperature in 0, 0.5, 1, 2:
-        written = [generate(model, tokenizer, temperature=temperature, seed=i) for i in range(6)]
+        written = [
+            generate(model, tokenizer, temperature=temperature, seed=i)
+            for i in range(6)
+        ]
         print(f"temperature {temperature}:", ", ".join(name[:20] for name in written))
     loss = evaluate(model, trainer.val_windows)
     print(f"gpt: {parameter_count(config):,} parameters, held-out loss {loss:.3f}")

@@ -22,16 +22,17 @@ from collections import Counter
 from heapq import heappop, heappush
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # where microgpt.py is
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
 from microgpt import END, CharTokenizer, load_documents, split_documents
 
 DATA = Path(__file__).resolve().parents[2] / "data"
-LONGEST = 1, 2, 3, 5, 10                             # tokens that are remembered
+LONGEST = 1, 2, 3, 5, 10  # tokens that are remembered
 
 
 class Node:
     """What came next, and under `earlier` the nodes of endings that are one token longer."""
+
     def __init__(self):
         self.next, self.earlier = Counter(), {}
 
@@ -43,7 +44,7 @@ def remember(documents, longest):
         for i in range(1, len(tokens)):
             node = root
             node.next[tokens[i]] += 1
-            for token in reversed(tokens[max(0, i - longest):i]):
+            for token in reversed(tokens[max(0, i - longest) : i]):
                 node = node.earlier.setdefault(token, Node())
                 node.next[tokens[i]] += 1
     return root
@@ -57,7 +58,7 @@ def predict(root, tokens, vocab_size):
         total, kinds = sum(node.next.values()), len(node.next)
         p = [(node.next[i] + kinds * p[i]) / (total + kinds) for i in range(vocab_size)]
         node = node.earlier.get(token)
-        if node is None:                                # so much has never been seen together
+        if node is None:  # so much has never been seen together
             break
     return p
 
@@ -72,21 +73,29 @@ def completions(root, tokens, vocab, k):
             found.append((math.exp(-cost), text))
             continue
         for token, p in enumerate(predict(root, tokens, len(vocab))):
-            heappush(queue, (cost - math.log(p), [*tokens, token], f"{text} {names[token]}"))
+            heappush(
+                queue, (cost - math.log(p), [*tokens, token], f"{text} {names[token]}")
+            )
     return found
 
 
 def mean_loss(root, documents, vocab, after=None):
     """Of all tokens, or of those after a certain one."""
-    losses = [-math.log(predict(root, tokens[:i], len(vocab))[tokens[i]]) for tokens in documents
-              for i in range(1, len(tokens)) if after in (None, tokens[i - 1])]
+    losses = [
+        -math.log(predict(root, tokens[:i], len(vocab))[tokens[i]])
+        for tokens in documents
+        for i in range(1, len(tokens))
+        if after in (None, tokens[i - 1])
+    ]
     return sum(losses) / len(losses)
 
 
 def tokens_of(documents, vocab, val_fraction):
     """-> (known, unseen), each a list of lists of tokens"""
-    return [[[vocab[END], *map(vocab.get, document), vocab[END]] for document in part]
-            for part in split_documents(documents, val_fraction, seed=42)]
+    return [
+        [[vocab[END], *map(vocab.get, document), vocab[END]] for document in part]
+        for part in split_documents(documents, val_fraction, seed=42)
+    ]
 
 
 def counts(node):
@@ -104,11 +113,19 @@ def main():
     print("remembered    so       because               known, unknown")
     for longest in LONGEST:
         root = remember(sentences, longest)
-        so, because = (mean_loss(root, unseen, words, words[word]) for word in ("so", "because"))
+        so, because = (
+            mean_loss(root, unseen, words, words[word]) for word in ("so", "because")
+        )
         root = remember(names, longest)
-        known, unknown = (mean_loss(root, some[:500], letters) for some in (names, held_out))
-        print(f"{longest:10} {so:8.3f} {because:10.3f}          {known:10.3f} {unknown:7.3f}")
-    print("A guess among six animals has 1.792; attention, in step 8, has 0.020 after because.")
+        known, unknown = (
+            mean_loss(root, some[:500], letters) for some in (names, held_out)
+        )
+        print(
+            f"{longest:10} {so:8.3f} {because:10.3f}          {known:10.3f} {unknown:7.3f}"
+        )
+    print(
+        "A guess among six animals has 1.792; attention, in step 8, has 0.020 after because."
+    )
 
     root = remember(sentences, 10)
     tokens = next(tokens for tokens in unseen if words["because"] in tokens)[:5]
@@ -118,8 +135,13 @@ def main():
 
     root = remember(names, 3)
     for beginning in "ma", "chi":
-        found = completions(root, [letters[END], *map(letters.get, beginning)], letters, 4)
-        print(f"    {beginning} ...", *(f"{text.replace(END, '.')} {p:.1%} " for p, text in found))
+        found = completions(
+            root, [letters[END], *map(letters.get, beginning)], letters, 4
+        )
+        print(
+            f"    {beginning} ...",
+            *(f"{text.replace(END, '.')} {p:.1%} " for p, text in found),
+        )
     loss = mean_loss(root, held_out[:500], letters)
     print(f"memory: {counts(root):,} parameters, held-out loss {loss:.3f}")
 

@@ -28,12 +28,19 @@ def read_grammar(path=GRAMMAR):
 
 def sentences_of(pattern, classes):
     """All sentences of one pattern: its places filled in every way."""
-    places = {name: sorted({word for word in pattern.split() if word.rstrip("0123456789") == name})
-              for name in classes}
+    places = {
+        name: sorted(
+            {word for word in pattern.split() if word.rstrip("0123456789") == name}
+        )
+        for name in classes
+    }
     ways = [permutations(words, len(places[name])) for name, words in classes.items()]
     for chosen in product(*ways):
-        words = {place: word for name, some in zip(classes, chosen)
-                 for place, word in zip(places[name], some)}
+        words = {
+            place: word
+            for name, some in zip(classes, chosen)
+            for place, word in zip(places[name], some)
+        }
         yield " ".join(words.get(word, word) for word in pattern.split())
 
 
@@ -49,7 +56,9 @@ def main():
     sentences = all_sentences()
     path = GRAMMAR.with_name("sentences.txt")
     path.write_bytes("".join(f"{sentence}\n" for sentence in sentences).encode())
-    print(f"{len(sentences)} sentences in {path}, such as", *sentences[:6], sep="\n    ")
+    print(
+        f"{len(sentences)} sentences in {path}, such as", *sentences[:6], sep="\n    "
+    )
 
 
 if __name__ == "__main__":
