@@ -1,42 +1,57 @@
 """microgpt: a GPT that trains, in one file of plain Python.
 
-This is a whole language model of the GPT-2 kind: data, automatic differentiation, the network, the
-optimizer, training, and the writing of new text, with nothing but Python's standard library. It
-leaves out what small models on a laptop can do without: dropout, and GPUs (see examples/engines/).
+This is a complete language model of the GPT-2 kind, with nothing but Python's standard
+library: text, automatic differentiation, the network, the optimizer, training, and
+writing new text. GPT stands for Generative Pre-trained Transformer; a transformer is a
+network built around attention (chapter 4). The file leaves out what a small model on a
+laptop can do without: dropout, and GPUs (for those, see examples/engines/).
 
-    python microgpt.py                  # learn from the bundled names, then invent new ones
-    python microgpt.py poems.txt        # learn from your own text, one document a line
-    python microgpt.py --help           # everything else
+    python microgpt.py                # learn from thousands of names, then invent some
+    python microgpt.py poems.txt      # learn from your own text, one document a line
+    python microgpt.py --help         # everything else
 
-It is a command, a library (`import microgpt`) and a tutorial: read it from here to the end. Where
-it is too steep, a chapter's header names smaller steps, in examples/ladder/. Tests run the `>>>`s.
+Read it from the top. If a chapter is too steep, its header names smaller steps, which
+are programs in examples/ladder/. Or import it as a library, or run it as a command.
 
-    Part I, the tutorial    1. Documents  2. Tokens  3. Value  4. Layers  5. GPT  6. Optimizer
-        7. Tensor  8. Training  9. Generation
-    Part II, the tool    10. Subword tokens  11. Checkpoints  12. Looking inside  13. Command line
+One idea runs through the file. The model is written once, as functions of rows of
+numbers, and *the numbers decide how it runs*. On floats it computes an answer and
+nothing else. On `Value`s it also records how each number came about, so that training
+can take derivatives. On `Tensor`s it records the same, with one record for each layer.
 
-One idea runs through it: the model is written once, as functions of rows of numbers, and *the
-numbers decide how it runs*. Floats give an answer and nothing else. `Value`s also record how the
-answer came about, so that every derivative can be taken. `Tensor`s record the same, but one record
-serves a whole layer.
+    Part I, a GPT, one number at a time
+        1. Documents  2. Tokens  3. Value  4. Layers  5. GPT  6. Optimizer  7. Training
+        8. Generation
+    Part II, the same, faster
+        9. Tensor  10. Fused layers  11. Engines  12. Trainer  13. Writing
+    Part III, the tool
+        14. Subword tokens  15. Checkpoints  16. Looking inside  17. Command line
 
 Glossary
-    token         what the model reads and writes: an integer that stands for a bit of text
-    logit         a score for a possible next token: any number, the higher the likelier
-    loss          how surprised the model was by the token that really came: -log(probability)
-    parameter     a number that training adjusts, by its gradient: the loss's derivative by it
-    n_embd        width: how many numbers describe a token inside the model
-    n_head        how many independent looks at the other tokens each attention takes
-    n_layer       how many blocks (attention, then a small network) are stacked
-    block_size    how many tokens the model can see at once (nothing to do with blocks)
+    token         a whole number that stands for a piece of text; here, for a character
+    vocab_size    how many different tokens there are
+    block_size    how many tokens the model can read at once (not related to blocks)
+    window        a piece of a document that is short enough to be read at once
+    logit         the model's score for one possible next token; higher means likelier
+    loss          how surprised the model is by the right token: -log(its probability)
+    parameter     a number inside the model that training adjusts
+    gradient      a derivative of the loss: how fast it rises when a number is raised
+    embedding     the row of numbers that stands for a token or for a position
+    n_embd, C     the model's width: how many numbers describe a token
+    n_head        how many times, side by side, a token looks at the tokens before it
+    n_layer       how many blocks are stacked; a block is attention, then an MLP
+    MLP           multi-layer perceptron: two linear layers with a bend between them
+    [T, C]        a shape: T rows, one for each token, of C numbers each
 """
 
+import codecs
 import gc
+import inspect
 import json
 import math
 import os
 import random
 import re
+import shutil
 import struct
 import sys
 import time
@@ -44,126 +59,120 @@ import zlib
 from array import array
 from collections import Counter, defaultdict, namedtuple
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from functools import cache, lru_cache, partial, reduce, singledispatch
+from dataclasses import asdict, dataclass, fields
+from functools import cache, lru_cache, singledispatch
 from heapq import heappop, heappush, heapreplace, nlargest
 from itertools import accumulate
-from operator import concat, mul
+from operator import add as plus
+from operator import attrgetter
+from operator import mul as times
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-def _need(condition, message, error=ValueError):
-    if not condition:
-        raise error(message)
+# Part I, a GPT, one number at a time
 
-def _check(values, **rules):
-    """Raise ValueError unless each value keeps its rule: name=(int or float, least, most)."""
-    for name, (kind, low, high) in rules.items():
-        x = values[name]
-        _need(isinstance(x, (int, kind)) and not isinstance(x, bool) and low <= x <= high,
-              f"{name} is {x!r}: must be a {'whole ' * (kind is int)}number from {low} to {high}")
+# === 1. Documents ===================================================== ladder: die ===
+# Nobody can write down the rules that make a string of letters a good name. So we give
+# the model no rules. We give it examples, and it learns to write more of the same kind.
+# An example is a document: one line of a text file, such as a name or a chess game.
 
-# === 1. Documents ================================================================ ladder: die ===
-# A language model learns from examples of what it should write. Here an example is a document: one
-# line of a text file, be it a name, a recipe or a chess game. Some are held out: never trained on,
-# only used to measure the loss on text that cannot have been learned by heart.
 
-def load_documents(path):
-    """Read a UTF-8 text file: one document a line, blank lines skipped, BOM and CRLF tolerated.
-    Raises OSError if it cannot be read, ValueError if it is not text or holds no documents."""
-    with open(path, "rb") as file:
-        raw = file.read().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    try:
-        text = raw.replace(b"\0", b"\xff").decode("utf-8")     # no text has zero bytes either
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path} is not UTF-8 text: byte 0x{raw[error.start]:02x} in line {line}; "
-                         "save it as UTF-8") from None
-    documents = [line for line in text.lstrip("\ufeff").split("\n") if line.strip()]
-    _need(documents, f"{path} is empty: write one document a line")
-    return documents
+def read_documents(path):
+    """Read a text file. Every line that is not blank is a document."""
+    with open(path, encoding="utf-8") as file:
+        return [line.rstrip("\n") for line in file if line.strip()]
 
-def split_documents(documents, val_fraction=0.1, seed=0):
-    """Shuffle by the seed and hold some out -> (training documents, held-out documents)."""
-    shuffled = list(documents)
-    random.Random(seed).shuffle(shuffled)
-    _need(len(shuffled) > 1 or not val_fraction, "a single document cannot be split into training "
-          "and held-out ones: give more, one a line, or hold out none (val_fraction 0)")
-    n = len(shuffled)
-    n_val = min(max(1, round(n * val_fraction)), n - 1) if val_fraction else 0
-    return shuffled[n_val:], shuffled[:n_val]
 
-# === 2. Tokens =================================================================== ladder: die ===
-# A network computes with numbers, so text is cut into tokens and each token has a number, its id.
-# Here a token is a character. One more, <|endoftext|>, stands before and after every document: so
-# the model learns how documents begin, and can say by itself that one is finished.
+# === 2. Tokens ======================================================== ladder: die ===
+# A network computes with numbers, so text must become numbers. We cut it into tokens
+# and give each different token a number, its id. Here a token is one character; in Part
+# III it can be several. One special token, <|endoftext|>, stands before and after every
+# document. The one before gives the model something to predict the first character
+# from; the one after lets it say that the document is finished.
 
 END = "<|endoftext|>"
 
+
 class CharTokenizer:
-    """A token for each character, in sorted order, and one for <|endoftext|>.
+    """A token for each character that occurs in the documents, and one for END.
     >>> tokenizer = CharTokenizer(["bob", "abe"])
-    >>> tokenizer.vocab_size, tokenizer.encode("abbe"), tokenizer.decode([4, 0, 1, 1, 2])
-    (5, [0, 1, 1, 2], '<|endoftext|>abbe')
+    >>> tokenizer.vocab
+    {'a': 0, 'b': 1, 'e': 2, 'o': 3, '<|endoftext|>': 4}
+    >>> tokenizer.encode("abbe"), tokenizer.decode([1, 2, 2])
+    ([0, 1, 1, 2], 'bee')
     """
+
     def __init__(self, documents):
         self.characters = sorted(set().union(*documents))
-        self.vocab = {token: i for i, token in enumerate(self.characters + [END])}
-        self.end, self.vocab_size = self.vocab[END], len(self.vocab)
+        self.tokens = self.characters + [END]
+        self.vocab = {token: i for i, token in enumerate(self.tokens)}
+        self.vocab_size = len(self.tokens)
+        self.end = self.vocab[END]
 
     def encode(self, text):
-        """Text -> ids. Raises ValueError for a character that is not in the vocabulary."""
+        """Text -> ids. Raises ValueError for a character that is in no document."""
         tokens = re.findall("<[|]endoftext[|]>|.", text, re.DOTALL)
-        unknown = [token for token in tokens if token not in self.vocab]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is not among the {self.end} characters the model "
-                             f"knows: {''.join(self.characters[:100])!r}{'...' * (self.end > 100)}")
+        for token in tokens:
+            if token not in self.vocab:
+                known = "".join(self.characters[:100])
+                raise ValueError(f"{token!r} is not one of the characters {known!r}")
         return [self.vocab[token] for token in tokens]
 
-    def decode(self, ids): return "".join(map(list(self.vocab).__getitem__, ids))
+    def decode(self, ids):
+        """Ids -> text."""
+        return "".join(self.tokens[i] for i in ids)
 
-def windows(document, tokenizer, block_size):
-    """A document's tokens with <|endoftext|> on both sides, in pieces of <= block_size + 1. In a
-    window each token but the last is there to predict the next. Windows overlap by one token, so
-    every token is predicted exactly once; a window sees nothing of the one before it.
-    >>> windows("abbe", CharTokenizer(["abe"]), block_size=3)
+
+def cut_windows(document, tokenizer, block_size):
+    """Cut a document's tokens into windows of at most block_size + 1.
+
+    In a window, every token but the last is there to predict the one after it. Windows
+    share a token, so each token is predicted exactly once. A window sees nothing of the
+    one before it.
+    >>> tokenizer = CharTokenizer(["abe"])
+    >>> cut_windows("abbe", tokenizer, block_size=3)
     [[3, 0, 1, 1], [1, 2, 3]]
     """
     tokens = [tokenizer.end] + tokenizer.encode(document) + [tokenizer.end]
-    return [tokens[i:i + block_size + 1] for i in range(0, len(tokens) - 1, block_size)]
+    starts = range(0, len(tokens) - 1, block_size)
+    return [tokens[start : start + block_size + 1] for start in starts]
 
-def pack(batch):
-    """Windows -> (tokens, positions, targets), one long row each; position 0 begins a window."""
-    return ([token for window in batch for token in window[:-1]],
-            [position for window in batch for position in range(len(window) - 1)],
-            [token for window in batch for token in window[1:]])
 
-# === 3. Value ========================================================= ladder: nudging, value ===
-# Training asks of every parameter: if it were a little larger, how would the loss change? A `Value`
-# is a number that remembers its children, which it was computed from, and its local gradients, its
-# own derivative by each child. The chain rule needs no more: multiply the local gradients along
-# every path from the loss to the parameter, and add up the paths (in a b + a^2, to a: b and 2a).
+# === 3. Value ============================================== ladder: nudging, value ===
+# Our model will have 4,000 parameters. To improve it, we must know for each of them how
+# fast the loss would rise if the parameter were a little larger. That is a derivative,
+# called the parameter's gradient. Nobody wants to work out 4,000 of them by hand. But
+# every formula is made of a few operations, such as + and *, whose derivatives we know.
+# So let each number remember which numbers it was computed from, its children, and its
+# derivative with respect to each of them, its local gradients. The chain rule does the
+# rest: multiply the local gradients along each path from the loss to the parameter, and
+# add up the paths. In a * b + a**2, two paths lead to a. One gives b, the other 2a, so
+# the derivative with respect to a is b + 2a.
+
 
 class Value:
-    """A number that remembers where it came from.
-    >>> a, b = Value(2.0), Value(-3.0)
-    >>> loss = a * b + a ** 2
+    """A number that remembers how it was computed.
+    >>> a = Value(2.0)
+    >>> b = Value(-3.0)
+    >>> loss = a * b + a**2
     >>> loss.backward()
-    >>> a.grad, b.grad                    # the derivative by a is b + 2a, that by b is a
+    >>> a.grad, b.grad
     (1.0, 2.0)
     """
+
     __slots__ = ("data", "grad", "children", "local_grads")
 
     def __init__(self, data, children=(), local_grads=()):
-        self.data = data                    # the number
-        self.grad = 0.0                     # d loss / d self, once backward() has run
-        self.children = children            # the Values it was computed from
-        self.local_grads = local_grads      # d self / d child, for each of them
+        self.data = data  # the number
+        self.grad = 0.0  # d loss / d self, once loss.backward() has run
+        self.children = children  # the Values that it was computed from
+        self.local_grads = local_grads  # d self / d child, one for each child
 
-    lift = classmethod(lambda cls, x: _map(cls, x))     # floats -> Values; back: Values -> grads
-    gradient = staticmethod(lambda x: _map(lambda v: v.grad or _zeros(v.data), x))
-    def __repr__(self): return f"{type(self).__name__}(data={self.data}, grad={self.grad})"
-    def __float__(self): return float(self.data)
+    def __repr__(self):
+        return f"Value(data={self.data}, grad={self.grad})"
+
+    def __float__(self):
+        return float(self.data)
 
     def __add__(self, other):
         if isinstance(other, Value):
@@ -176,66 +185,58 @@ class Value:
         return Value(self.data * other, (self,), (other,))
 
     def __pow__(self, other):
-        """d a^b / da = b a^(b-1); and if b is a Value too, d a^b / db = a^b log a, for a > 0."""
-        a, b = self.data, float(other)
+        """a**b. Its derivative is b a^(b-1) by a, and a^b log(a) by b."""
+        a = self.data
+        b = float(other)
         if (a < 0 and b != int(b)) or (a <= 0 and isinstance(other, Value)):
-            raise ValueError(f"{a} ** {other!r} is not a real number with a real derivative")
-        power, slope = a ** b, b * a ** (b - 1) if b else 0.0
+            raise ValueError(f"{a} ** {other!r} has no real value, or no derivative")
+        power = a**b
+        slope = b * a ** (b - 1) if b != 0 else 0.0
         if isinstance(other, Value):
             return Value(power, (self, other), (slope, power * math.log(a)))
         return Value(power, (self,), (slope,))
 
-    def __neg__(self): return self * -1.0
-    def __sub__(self, other): return self + -other
-    def __truediv__(self, other): return self * other ** -1.0
-    # Python turns to these when the left operand is a plain number, as in 2 * v.
-    def __radd__(self, other): return self + other
-    def __rsub__(self, other): return -self + other
-    def __rmul__(self, other): return self * other
-    def __rtruediv__(self, other): return self ** -1.0 * other
-    def __rpow__(self, other): return Value(other) ** self
+    # The other operations follow from these three.
+    def __neg__(self):
+        return self * -1.0
 
-    def exp(self): return Value(e := math.exp(self.data), (self,), (e,))
-    def log(self): return Value(math.log(self.data), (self,), (1 / self.data,))
-    def tanh(self): return Value(t := math.tanh(self.data), (self,), (1 - t * t,))
-    def relu(self): return Value(max(0.0, self.data), (self,), (float(self.data > 0),))
+    def __sub__(self, other):
+        return self + -other
+
+    def __truediv__(self, other):
+        return self * other**-1.0
+
+    # Python calls these when the number on the left is a plain one, as in 2.0 * v.
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __rsub__(self, other):
+        return -self + other
+
+    def __rtruediv__(self, other):
+        return self**-1.0 * other
+
+    def __rpow__(self, other):
+        return Value(other) ** self
 
     def backward(self):
-        """Add d self / d v to `v.grad`, for every Value v that self was computed from.
+        """Add d self / d v to v.grad, for every Value v that self was computed from.
 
-        Why a topological order? Because a Value may hand its gradient to its children only when it
-        is complete, after all of its parents have added their share. Here b has two parents, c and
-        d; if b handed on after d's share alone, a would get 2, and if again after c's, 8:
-        >>> a = Value(3.0)
-        >>> b = a + a
-        >>> c = b + b
-        >>> d = b + c
-        >>> d.backward()
+        We add, because a Value that is used twice gets a share from each use. So a
+        second call adds to what the first one left in the leaves (Values without
+        children, such as parameters). To start afresh, set their grad to 0 or make new
+        ones. Gradients in between are cleared at the start of every call.
+        >>> a = Value(2.0)
+        >>> b = a * 3
+        >>> b.backward()
+        >>> b.backward()
         >>> a.grad, b.grad
-        (6.0, 3.0)
-
-        Why add and not set? Because a Value that is used twice gets a gradient from each use. So a
-        second call adds to what the first left in the leaves (Values without children: parameters,
-        inputs); to start afresh, set their grad to 0. Each call first clears all other gradients.
-        >>> d.backward()
-        >>> a.grad, b.grad
-        (12.0, 3.0)
+        (6.0, 1.0)
         """
-        # 1) Order the graph, children before parents, by a depth-first walk on a list (Python's own
-        #    stack would overflow). Each Value is popped twice: first it puts back itself, a None as
-        #    a mark, and its children (grad None: it was here); at the None they are all in order.
-        order, stack = [], [self]
-        while stack:
-            node = stack.pop()
-            if node is None:
-                order.append(stack.pop())
-            elif node.children and node.grad is not None:      # leaves have nothing to hand on
-                node.grad = None
-                stack += node, None, *node.children
+        order = topological_order(self)
         for node in order:
             node.grad = 0.0
-        # 2) From the loss down, each Value hands its gradient on.
-        self.grad += 1.0                    # d self / d self
+        self.grad += 1.0  # d self / d self
         for node in reversed(order):
             node.hand_on()
 
@@ -245,198 +246,281 @@ class Value:
         for child, local_grad in zip(self.children, self.local_grads):
             child.grad += local_grad * grad
 
-def _map(function, x):              # of each number in x: a number, a row or rows
-    return [_map(function, y) for y in x] if isinstance(x, (list, tuple)) else function(x)
-def _zeros(x): return _map(lambda _: 0.0, x)
-def _rows(x): return x if hasattr(x[0], "__len__") else [x]     # a row or rows -> rows
 
-def gradients(params, number=Value):
-    """What backward() left in lifted parameters, or zeros -> {name: floats of their shape}."""
-    return {name: number.gradient(x) for name, x in params.items()}
+def topological_order(root):
+    """All nodes that root was computed from, then root: children before parents.
 
-def gradcheck(f, params, number=Value, step=1e-5, tolerance=1e-6):
-    """Is every derivative what nudging says it is? Returns the largest difference. f takes params,
-    {name: float, row or rows}, lifted to Values, and returns a Value. Each number is moved up and
-    down by `step`: (f(up) - f(down)) / (2 step) must equal its gradient within `tolerance`,
-    relative to the larger of the two or to 1; ArithmeticError names one that does not.
-    >>> gradcheck(lambda p: p["a"] * p["b"] + p["a"] ** 2, {"a": 2.0, "b": -3.0}) < 1e-9
-    True
+    backward() goes through them from the end, so a node hands on its gradient only when
+    every node that uses it has handed on its own. In d = b + c below, c uses b too. If
+    b handed on as soon as d had given it 1, a would get 2. If b handed on once more
+    after c, a would get 8. The truth is d = 3b = 6a.
+    >>> a = Value(3.0)
+    >>> b = a + a
+    >>> c = b + b
+    >>> d = b + c
+    >>> d.backward()
+    >>> b.grad, a.grad
+    (3.0, 6.0)
+
+    (A function that calls itself would be shorter, but Python limits their depth.)
     """
-    params = {name: _map(float, x) for name, x in params.items()}     # a copy, to be nudged
-    def check(holder, key, claimed, name):
-        kept, measured = holder[key], 0.0
-        if isinstance(kept, list):
-            return max(check(kept, i, claimed[i], f"{name}[{i}]") for i in range(len(kept)))
-        for nudge in (step, -step):                             # f(up) counts +, f(down) -
-            holder[key] = kept + nudge
-            measured += float(f({k: number.lift(x) for k, x in params.items()})) / (2 * nudge)
-        holder[key] = kept
-        error = abs(claimed - measured) / max(1.0, abs(claimed), abs(measured))
-        _need(error <= tolerance, f"{name}: backward() says {claimed}, nudging says {measured}",
-              ArithmeticError)
-        return error
-    lifted = {name: number.lift(x) for name, x in params.items()}
-    f(lifted).backward()
-    return max(check(params, name, x, name) for name, x in gradients(lifted, number).items())
+    order = []
+    seen = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node is None:  # the mark: all children of the next node are in order
+            order.append(stack.pop())
+        elif node.children and node not in seen:  # leaves have nobody to hand on to
+            seen.add(node)
+            stack.append(node)
+            stack.append(None)
+            stack.extend(node.children)
+    return order
 
-# === 4. Layers =============================== ladder: weights, loss, window, attention, block ===
-# A GPT is a few formulas applied over and over, each written here in plain arithmetic on rows of
-# numbers, a row per token. These are the definitions; whatever is faster must agree with them.
-# `singledispatch` lets chapter 7, or another program, give a layer a second rule for other rows,
-# without touching the model: it picks the rule by the type of the first argument.
 
-def exp(x): return x.exp() if isinstance(x, Value) else math.exp(x)
-def log(x): return x.log() if isinstance(x, Value) else math.log(x)
-def tanh(x): return x.tanh() if isinstance(x, Value) else math.tanh(x)
+def exp(x):
+    """e^x, for a float or a Value. Its derivative is e^x too, so y serves twice.
 
-_sumprod = getattr(math, "sumprod", lambda a, b: sum(map(mul, a, b)))    # C from Python 3.12 on
+    (For a small h, e^h is about 1 + h. So e^(x+h) = e^x e^h is e^x more by h e^x.)
+    """
+    if not isinstance(x, Value):
+        return math.exp(x)
+    y = math.exp(x.data)
+    return Value(y, (x,), (y,))
+
+
+def log(x):
+    """The natural logarithm. Its derivative is 1 / x."""
+    if not isinstance(x, Value):
+        return math.log(x)
+    return Value(math.log(x.data), (x,), (1.0 / x.data,))
+
+
+def tanh(x):
+    """The hyperbolic tangent, from -1 to 1. Its derivative is 1 - tanh(x)^2."""
+    if not isinstance(x, Value):
+        return math.tanh(x)
+    y = math.tanh(x.data)
+    return Value(y, (x,), (1.0 - y * y,))
+
 
 def dot(a, b):
-    """a[0] b[0] + a[1] b[1] + ...  Of two rows of Values it makes one node with 2n children in
-    place of 2n nodes."""
-    if isinstance(a[0], Value) and isinstance(b[0], Value):
-        try:
-            x, y = [v.data for v in a], [v.data for v in b]
-            return Value(_sumprod(x, y), (*a, *b), (*y, *x))
-        except AttributeError:              # a plain number among them: go by + and *
-            pass
-    return _sumprod(a, b)
+    """a[0] b[0] + a[1] b[1] + ..., as a single node. Its derivative by a[i] is b[i].
 
-def matmul(A, B):
-    """Every row of A times every row of B: [n, k], [m, k] -> A B^T [n, m]. A GPT's main work."""
-    if isinstance(A[0][0], float) and isinstance(B[0][0], float):
-        return _multiplier(len(A[0]))(A, B)
-    return [[dot(a, b) for b in B] for a in A]
+    A GPT computes nearly nothing but dot products. With a node for each product and
+    each sum, its graph would be six times as large.
+    """
+    try:
+        x = [value.data for value in a]
+        y = [value.data for value in b]
+    except AttributeError:  # there are plain numbers among them
+        return sum(p * q for p, q in zip(a, b))
+    return Value(sum(map(times, x, y)), (*a, *b), (*y, *x))
 
-@cache
-def _multiplier(width):
-    # The same for floats, faster. Python takes longer to go round a loop than to multiply: so, for
-    # narrow rows, this makes a function for their width, in which the dot product is written out.
-    if width > (16 if hasattr(math, "sumprod") else 64):
-        return lambda A, B: [[_sumprod(a, b) for b in B] for a in A]
-    scope = {}
-    exec(f"""
-def multiply(A, B):
-    C = []
-    for {"".join(f"a{i}, " for i in range(width))} in A:
-        row = []
-        for {"".join(f"b{i}, " for i in range(width))} in B:
-            row.append({" + ".join(f"a{i}*b{i}" for i in range(width))})
-        C.append(row)
-    return C""", scope)
-    return scope["multiply"]
 
-@singledispatch
-def softmax(row):
-    """Scores -> probabilities: e^score, divided by the sum of them all. Subtracting the largest
-    first changes no ratio, and so needs no derivative, but keeps e^score from overflowing."""
-    largest = max(map(float, row))
-    exps = [exp(x - largest) for x in row]
-    scale = 1 / sum(exps)
-    return [e * scale for e in exps]
+def slope(f, x, step=1e-5):
+    """Measure the derivative of f at x: nudge x both ways and see how much f changes.
+
+    This takes no calculus, so it can check ours. The step is small because f curves.
+    Much smaller, and rounding errors would spoil the difference.
+    >>> x = Value(2.0)
+    >>> log(x).backward()
+    >>> x.grad, round(slope(log, 2.0), 9)
+    (0.5, 0.5)
+    """
+    return (f(x + step) - f(x - step)) / (2 * step)
+
+
+# === 4. Layers ==================== ladder: weights, loss, window, attention, block ===
+# How can numbers predict text? A GPT describes each token by a row of numbers. It
+# changes the rows step by step, until each row tells which token comes next. A kind of
+# step is called a layer: a formula in plain arithmetic, for floats and Values alike.
+# (@singledispatch lets Part II give a layer a faster rule for other types of its first
+# argument, without touching the model. Until then, ignore it.)
+
 
 @singledispatch
 def embedding(table, ids):
-    """Each id's row of the table: [n_rows, n_embd], [n_tokens] -> [n_tokens, n_embd]."""
+    """The row of each id: [n_rows, C], [T] -> [T, C]."""
     for i in ids:
-        _need(0 <= i < len(table), f"{i} is not in 0 to {len(table) - 1}: no token or position")
+        if not 0 <= i < len(table):
+            known = f"0 to {len(table) - 1}"
+            raise ValueError(f"{i} is not in {known}: no token or position")
     return [table[i] for i in ids]
+
 
 @singledispatch
 def add(x, y):
-    """x + y, number by number: [n_tokens, n_embd] twice -> [n_tokens, n_embd]."""
-    return [[a + b for a, b in zip(r, s)] for r, s in zip(x, y)]
+    """x + y, number by number: [T, C], [T, C] -> [T, C]."""
+    return [[a + b for a, b in zip(x_row, y_row)] for x_row, y_row in zip(x, y)]
+
 
 @singledispatch
 def linear(x, weight, bias=None):
-    """y = x W^T + b: each output is a weighted sum of the token's inputs, plus a bias.
-    x [n_tokens, n_in], weight [n_out, n_in], bias [n_out] -> [n_tokens, n_out]"""
-    y = matmul(x, weight)
-    return y if bias is None else [[a + b for a, b in zip(row, bias)] for row in y]
+    """y = x W^T + b: every output is a weighted sum of all inputs, plus a bias.
 
-def _normalize(row, eps):
-    """A row -> (n, s): n = (row - mean) s and s = 1 / sqrt(variance + eps)."""
-    mean = sum(row) / len(row)
-    centred = [a - mean for a in row]
-    s = (dot(centred, centred) / len(row) + eps) ** -0.5
-    return [c * s for c in centred], s
+    x [T, n_in], weight [n_out, n_in], bias [n_out] -> [T, n_out]
+    >>> linear([[2.0, 3.0]], weight=[[1.0, 10.0], [0.0, -1.0]], bias=[0.5, 0.5])
+    [[32.5, -2.5]]
+    """
+    y = [[dot(row, weights) for weights in weight] for row in x]
+    if bias is None:
+        return y
+    return [[a + b for a, b in zip(row, bias)] for row in y]
+
 
 @singledispatch
 def layernorm(x, gain, bias, eps=1e-5):
-    """y = gain (x - mean) / sqrt(variance + eps) + bias, for each row by itself: however large or
-    small a row has become, the next layer sees it at one scale.
-    x [n_tokens, n_embd], gain [n_embd], bias [n_embd] -> [n_tokens, n_embd]
-    Source: Ba, Kiros and Hinton 2016, "Layer Normalization", equation 4."""
-    return [[n * g + b for n, g, b in zip(_normalize(row, eps)[0], gain, bias)] for row in x]
+    """y = gain * (x - mean) / sqrt(variance + eps) + bias, for each row by itself.
 
-GELU = math.sqrt(2 / math.pi), 0.044715
+    However large or small the numbers of a row have become, this brings them to mean 0
+    and variance 1, so the next layer always works at the same scale. Gain and bias are
+    parameters, with which the model can choose another scale. eps prevents a division
+    by 0 when all numbers of a row are equal. x [T, C], gain [C], bias [C] -> [T, C]
+    Source: Ba, Kiros and Hinton 2016, "Layer Normalization", equation 4.
+    >>> layernorm([[1.0, 3.0]], gain=[1.0, 1.0], bias=[0.0, 5.0], eps=0.0)
+    [[-1.0, 6.0]]
+    """
+    y = []
+    for row in x:
+        mean = sum(row) / len(row)
+        centred = [a - mean for a in row]
+        variance = dot(centred, centred) / len(row)
+        scale = (variance + eps) ** -0.5
+        y.append([g * (c * scale) + b for c, g, b in zip(centred, gain, bias)])
+    return y
+
+
 @singledispatch
 def gelu(x):
-    """y = x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, which is about x above 2, 0 below -2.
-    Without a bend like this between them, two linear layers are no more than one. This one is
-    smooth, so even a number held back has a gradient to come back by. [n_tokens, n], both.
-    Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2; GPT-2's choice."""
-    c, d = GELU
-    return [[a * 0.5 * (tanh(a * (a * a * (c * d) + c)) + 1.0) for a in row] for row in x]
+    """y = x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, for each number. [T, n]
+
+    Two linear layers in a row can do no more than one, unless there is a bend between
+    them. The simplest bend is max(0, x), called ReLU. But it is flat below 0, and a
+    number stuck there gets no gradient to come back by. GELU is close to x above 2 and
+    close to 0 below -2, and smooth in between.
+    Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2.
+    """
+    c = math.sqrt(2 / math.pi)
+    return [[0.5 * a * (1 + tanh(c * (a + 0.044715 * a**3))) for a in row] for row in x]
+
 
 @singledispatch
-def attention(x, positions, n_head, past=None, heads=None):
-    """Causal multi-head attention: each token gathers what it needs from the tokens before it. A
-    row of x is a token's query, key and value: what it looks for, what it can be found by, what it
-    has to give. The query is compared, by dot, with the keys of the tokens up to its own; softmax
-    makes weights of these scores, and the values are averaged with the weights:
+def softmax(row):
+    """Turn scores into probabilities: e^score / (the sum of all e^score).
 
-        scores = q k^T / sqrt(d)         out = softmax(scores) v
-    n_head times side by side, on d = n_embd / n_head numbers of the row each. A sum of d products
-    is about sqrt(d) times the size of one; undivided, softmax would give all to a single token.
-    The causal mask is a slice: a token at position p, counted from 0 in its window, sees the p rows
-    before its own and its own, so neither the future nor another window of the batch.
-    x [n_tokens, 3 n_embd], positions [n_tokens] -> [n_tokens, n_embd]. `past`, two lists, holds the
-    keys and values of earlier calls, and gets those of this; `heads`, n_head lists, get weights.
-    Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1 and section 3.2.2."""
-    n_embd = len(x[0]) // 3
-    d = n_embd // n_head
-    (keys, values), scale = past or ([], []), d ** -0.5
-    keys.extend([row[n_embd:2 * n_embd] for row in x])
-    values.extend([row[2 * n_embd:] for row in x])
+    e^1000 is too large for a float. So we first subtract the largest score from all of
+    them. That divides both parts of the fraction by the same number: nothing changes.
+    >>> [round(p, 3) for p in softmax([1.0, 2.0, 1000.0, 1000.0])]
+    [0.0, 0.0, 0.5, 0.5]
+    """
+    largest = max(float(score) for score in row)
+    powers = [exp(score - largest) for score in row]
+    share = 1 / sum(powers)
+    return [power * share for power in powers]
+
+
+# Attention is the only layer in which tokens see each other. Each token asks a question
+# and gathers answers from the tokens before it. For this it has three rows of numbers:
+#     query    what it is looking for
+#     key      what other tokens can find it by
+#     value    what it gives to those who find it (nothing to do with the class Value)
+# The query is compared with each key by a dot product, which is large when the two
+# point the same way. Softmax turns these scores into weights that add up to 1, and the
+# token receives the average of the values, with these weights. Key and value differ
+# because a token may be found for one thing and tell another: found because it is a
+# vowel, it tells which vowel it is. This is one head:
+
+
+def attention_head(queries, keys, values):
+    """out = softmax(q k^T / sqrt(d)) v, where a token sees itself and those before it.
+
+    Later tokens are hidden, because they are what the model learns to predict. This is
+    called the causal mask; here it is a slice, [: t + 1]. Why divide by sqrt(d)? A sum
+    of d products, some positive and some negative, is about sqrt(d) times as large as
+    one. Undivided, scores would be so large that softmax gives nearly all weight to one
+    token, and then there is hardly any gradient left to learn by.
+    Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1.
+    queries, keys and values: [T, d] each -> [T, d]
+    >>> attention_head([[0.0], [0.0]], keys=[[1.0], [2.0]], values=[[5.0], [7.0]])
+    [[5.0], [6.0]]
+    """
+    d = len(queries[0])
     out = []
-    for t, (row, position) in enumerate(zip(x, positions), start=len(keys) - len(x)):
-        seen = slice(t - position, t + 1)
-        gathered = []
-        for head in range(0, n_embd, d):
-            part = slice(head, head + d)
-            query = [q * scale for q in row[part]]
-            weights = softmax([dot(query, key[part]) for key in keys[seen]])
-            if heads:
-                heads[head // d].append(weights)
-            gathered += [dot(weights, column) for column in zip(*[v[part] for v in values[seen]])]
-        out.append(gathered)
+    for t, query in enumerate(queries):
+        scores = [dot(query, key) / math.sqrt(d) for key in keys[: t + 1]]
+        weights = softmax(scores)
+        columns = zip(*values[: t + 1])
+        out.append([dot(weights, column) for column in columns])
     return out
+
+
+@singledispatch
+def attention(x, n_head):
+    """Several heads on one window, so that a token can ask several questions at once.
+
+    A row of x holds a token's query, key and value, C numbers each. Head 0 works on the
+    first d = C / n_head numbers of each, head 1 on the next d, and so on. Side by side,
+    their outputs make rows of C numbers again. [T, 3C] -> [T, C]
+    """
+    C = len(x[0]) // 3
+    d = C // n_head
+    heads = []
+    for start in range(0, C, d):
+        queries = [row[start:][:d] for row in x]
+        keys = [row[C + start :][:d] for row in x]
+        values = [row[2 * C + start :][:d] for row in x]
+        heads.append(attention_head(queries, keys, values))
+    return [sum(rows, []) for rows in zip(*heads)]
+
 
 @singledispatch
 def cross_entropy(logits, targets):
-    """The loss: the mean over the tokens of -log softmax(logits)[target], in nats. 0 is certain and
-    right; log(vocab_size) knows nothing; e^loss is the number of equally likely tokens that would
-    leave one as much in doubt. Computed as log(sum e^logit) - logit[target], the largest logit
-    taken out first, it is finite for logits of any size up to 1e307.
-    logits [n_tokens, vocab_size], targets [n_tokens] -> a number"""
+    """The loss: the mean over all tokens of -log(softmax(logits)[target]).
+
+    0 means certain and right. A model that knows nothing gives each of 27 tokens the
+    probability 1/27; its loss is log 27 = 3.30. The unit is the nat: log is the natural
+    logarithm. A loss of 2.5 is the doubt among e^2.5 = 12 equally likely tokens. A
+    probability can be too small for a float, and log(0) is an error. So we compute the
+    same in another form, log(sum of all e^logit) - logit[target]. Its gradient is
+    simple: the probabilities that softmax gives, less 1 at the target.
+    logits [T, vocab_size], targets [T] -> one number
+    >>> logits = [Value(1.0), Value(2.0), Value(3.0)]
+    >>> cross_entropy([logits], [2]).backward()
+    >>> [round(logit.grad, 3) for logit in logits]
+    [0.09, 0.245, -0.335]
+    >>> [round(p, 3) for p in softmax([1.0, 2.0, 3.0])]
+    [0.09, 0.245, 0.665]
+    """
     losses = []
     for row, target in zip(logits, targets):
-        largest = max(map(float, row))
-        losses.append(log(sum([exp(x - largest) for x in row])) + largest - row[target])
+        largest = max(float(logit) for logit in row)
+        total = sum(exp(logit - largest) for logit in row)
+        losses.append(log(total) + largest - row[target])
     return sum(losses) / len(losses)
 
-# === 5. GPT =============================================================== ladder: block, gpt ===
-# A token starts as a row of n_embd numbers: its embedding plus that of its position, for attention
-# by itself has no sense of order. The row, the residual stream, passes through the blocks, and each
-# adds to it: what attention gathered from other tokens, then what a small network (MLP) made of the
-# row. As blocks only add, each learns a correction, and gradients reach the first as well as the
-# last. In the end the row's dot product with a token's embedding is that token's logit: one table
-# reads and writes, so a token is learned only once. This is GPT-2's architecture, exactly.
+
+# === 5. GPT ==================================================== ladder: block, gpt ===
+# How do these layers become a model? Each token starts as a row of n_embd numbers: its
+# own embedding plus the embedding of its position. Without the second, attention could
+# not tell "dog bites man" from "man bites dog": it sees a set of tokens, in no order.
+#
+# The row then passes through n_layer blocks. Each block adds to it twice: first what
+# attention gathered from other tokens, then what a small network, the MLP, made of the
+# row. The row that is passed on and added to is called the residual stream. As blocks
+# only add, each has only a correction to learn. And as a sum hands on its gradient
+# unchanged, the first block learns as well as the last.
+#
+# At the end, the row's dot product with a token's embedding is that token's logit. One
+# table serves to read and to write, so what is learned about a token counts twice. All
+# this is exactly GPT-2's architecture.
+
 
 @dataclass(frozen=True)
 class Config:
-    """The shape of a model, by the usual names. Raises ValueError for a shape that cannot be."""
+    """The shape of a model, by the usual names. Raises ValueError for a bad one."""
+
     vocab_size: int
     block_size: int = 16
     n_layer: int = 1
@@ -444,858 +528,2334 @@ class Config:
     n_embd: int = 16
 
     def __post_init__(self):
-        _check(vars(self), n_layer=(int, 1, 999), **dict.fromkeys(
-            ("vocab_size", "block_size", "n_head", "n_embd"), (int, 1, 10 ** 6)))
-        _need(self.n_embd % self.n_head == 0, f"n_embd is {self.n_embd}: it must be a multiple of "
-              f"n_head, which is {self.n_head}; try {self.n_embd + -self.n_embd % self.n_head}")
+        for name, value in vars(self).items():
+            most = 999 if name == "n_layer" else 10**6
+            if type(value) is not int or not 1 <= value <= most:
+                limits = f"a whole number from 1 to {most}"
+                raise ValueError(f"{name} is {value!r}: must be {limits}")
+        rest = self.n_embd % self.n_head
+        if rest != 0:
+            raise ValueError(
+                f"n_embd is {self.n_embd}: must be a multiple of n_head, which is "
+                f"{self.n_head}; try {self.n_embd - rest + self.n_head}"
+            )
+
 
 def parameter_shapes(config):
-    """{name: shape} of all parameters, by GPT-2's names. A weight is [n_out, n_in], as linear's."""
-    # wte, wpe: embeddings of tokens and positions; h.i: block i; ln: layernorm; c_attn: the row to
-    # q, k, v; c_fc: the row to the MLP's four times wider one; c_proj: back to the row.
+    """The name and shape of every parameter. A weight is [n_out, n_in], as in linear.
+
+    The names are GPT-2's own: wte and wpe are the embeddings of tokens and positions, h
+    the list of blocks, ln a layernorm, c a linear layer (it was once a convolution).
+    The comments count the numbers, biases included, for 27 tokens and the default
+    Config: 4,000. The smallest GPT-2 is Config(50257, 1024, 12, 12, 768): 124 million.
+    """
     C = config.n_embd
-    shapes = {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.block_size, C)}
-    block = {"ln_1": (C,), "attn.c_attn": (3 * C, C), "attn.c_proj": (C, C),
-             "ln_2": (C,), "mlp.c_fc": (4 * C, C), "mlp.c_proj": (C, 4 * C)}
-    layers = {f"h.{i}.{name}": x for i in range(config.n_layer) for name, x in block.items()}
-    for name, shape in {**layers, "ln_f": (C,)}.items():
-        shapes[name + ".weight"], shapes[name + ".bias"] = shape, shape[:1]
+    layers = {}
+    for i in range(config.n_layer):
+        layers[f"h.{i}.ln_1"] = (C,)  # before attention: 32
+        layers[f"h.{i}.attn.c_attn"] = (3 * C, C)  # makes query, key and value: 816
+        layers[f"h.{i}.attn.c_proj"] = (C, C)  # mixes what the heads found: 272
+        layers[f"h.{i}.ln_2"] = (C,)  # before the MLP: 32
+        layers[f"h.{i}.mlp.c_fc"] = (4 * C, C)  # to rows four times as wide: 1,088
+        layers[f"h.{i}.mlp.c_proj"] = (C, 4 * C)  # and back: 1,040
+    layers["ln_f"] = (C,)  # before the output: 32
+    shapes = {}
+    shapes["wte.weight"] = (config.vocab_size, C)  # token embeddings: 432
+    shapes["wpe.weight"] = (config.block_size, C)  # position embeddings: 256
+    for name, shape in layers.items():
+        shapes[f"{name}.weight"] = shape  # the weight of a layernorm is its gain
+        shapes[f"{name}.bias"] = shape[:1]
     return shapes
 
-def parameter_count(config, part=""):
-    """How many numbers a model has, or a part of it, such as "wte", "attn", "mlp" or "h.0."."""
-    return sum(math.prod(x) for name, x in parameter_shapes(config).items() if part in name)
+
+def initial_params(config, rng):
+    """Parameters to start training from: {name: a row of floats, or a list of rows}.
+
+    Gains start at 1 and biases at 0, as if they were not there. Weights are random: if
+    they were equal, they would get equal gradients and stay equal. GPT-2's have a
+    standard deviation of 0.02 at a width of 768. Narrower models sum fewer terms, so
+    they need larger weights for sums of the same size. Positions start at half of that,
+    as in GPT-2: a row should first of all say which token it is. The two layers that
+    add to the residual stream (c_proj) start smaller, or many blocks would be too much.
+    """
+    params = {}
+    for name, shape in parameter_shapes(config).items():
+        if len(shape) == 1:
+            params[name] = [0.0 if name.endswith("bias") else 1.0] * shape[0]
+            continue
+        std = 0.02 * math.sqrt(768 / config.n_embd)
+        if name == "wpe.weight":
+            std *= 0.5
+        if name.endswith("c_proj.weight"):
+            std *= 1 / math.sqrt(2 * config.n_layer)
+        n_rows, n = shape
+        params[name] = [[rng.gauss(0, std) for _ in range(n)] for _ in range(n_rows)]
+    return params
+
 
 class GPT:
-    """A GPT-2: a Config and, under GPT-2's names, parameters that are rows of numbers."""
+    """A GPT-2: its shape, and its parameters, which are rows of numbers of any kind."""
+
     def __init__(self, config, params=None, seed=0):
         self.config = config
-        self.params = params or self.initial_params(random.Random(seed))
+        self.params = params or initial_params(config, random.Random(seed))
+        for name in parameter_shapes(config):
+            if name not in self.params:
+                raise ValueError(f"the parameter {name} is missing")
 
-    def initial_params(self, rng):
-        """Gains 1, biases 0, weights random: with GPT-2's deviation of 0.02 (positions 0.01) at its
-        width of 768, and larger in narrower models, whose sums have fewer terms. The layers that
-        add to the row, two in a block, start smaller: many blocks shall not add up to too much."""
-        params, std = {}, 0.02 * math.sqrt(768 / self.config.n_embd)
-        scales = {"wpe": 0.5, "c_proj": 1 / math.sqrt(2 * self.config.n_layer)}
-        for name, shape in parameter_shapes(self.config).items():
-            s = std * math.prod(scale for part, scale in scales.items() if part in name)
-            params[name] = [1.0 if name.endswith("weight") else 0.0] * shape[0]
-            if len(shape) == 2:
-                params[name] = [[rng.gauss(0, s) for _ in range(shape[1])] for _ in range(shape[0])]
-        return params
+    def convert(self, function):
+        """The same model on other numbers: what the function makes of each of these."""
+        params = {name: for_each(function, x) for name, x in self.params.items()}
+        return GPT(self.config, params)
 
-    def lift(self, number):
-        """The same model on other numbers: `Value` here, `Tensor` in chapter 7."""
-        return GPT(self.config, {name: number.lift(x) for name, x in self.params.items()})
+    def apply(self, layer, name, x):
+        """Apply a layer that has a weight (or gain) and a bias, by its name."""
+        return layer(x, self.params[f"{name}.weight"], self.params[f"{name}.bias"])
 
-    def __call__(self, tokens, positions=None, cache=None, last=False, trace=None):
-        """The forward pass: [n_tokens] ids -> [n_tokens, vocab_size] logits of what follows each.
-        `positions` tell where each token stands in its window; without them the tokens are one
-        window, from its start or from where the cache ends. `last` asks for the last row only.
-        `trace`, a dict, gets what each layer with parameters gives, by their name, and each block
-        ("h.0"), the "embeddings" and "logits", and attention's weights by head ("h.0.attn");
-        without it nothing is kept."""
-        p, n_head = self.params, self.config.n_head
-        def see(name, x):
-            if trace is not None:
-                trace[name] = x
-            return x
-        def layer(f, name, x): return see(name, f(x, p[name + ".weight"], p[name + ".bias"]))
-        start = len(cache[0][0]) if cache else 0
-        positions = range(start, start + len(tokens)) if positions is None else positions
-        x = see("embeddings", add(embedding(p["wte.weight"], tokens),
-                                  embedding(p["wpe.weight"], positions)))
+    def attend(self, name, x):
+        """Apply attention. It has a name, too, but no parameters."""
+        return attention(x, self.config.n_head)
+
+    def block(self, h, x):
+        """Attention, then the MLP, each added to x. h is the block's name, like "h.0".
+
+        c_proj lets a row combine what one head found with what another found. The MLP
+        is four times as wide inside, by custom: room to notice many things about a row.
+        """
+        y = self.apply(layernorm, f"{h}.ln_1", x)  # [T, C]
+        y = self.apply(linear, f"{h}.attn.c_attn", y)  # [T, 3C]
+        y = self.attend(f"{h}.attn", y)  # [T, C]
+        y = self.apply(linear, f"{h}.attn.c_proj", y)  # [T, C]
+        x = add(x, y)  # [T, C]
+
+        y = self.apply(layernorm, f"{h}.ln_2", x)  # [T, C]
+        y = self.apply(linear, f"{h}.mlp.c_fc", y)  # [T, 4C]
+        y = gelu(y)  # [T, 4C]
+        y = self.apply(linear, f"{h}.mlp.c_proj", y)  # [T, C]
+        return add(x, y)  # [T, C]
+
+    def positions(self, tokens):
+        """Where each token stands in its window."""
+        return range(len(tokens))
+
+    def __call__(self, tokens):
+        """The forward pass: for each token, the logits of the token after it."""
+        wte = self.params["wte.weight"]  # [vocab_size, C]
+        wpe = self.params["wpe.weight"]  # [block_size, C]
+        x = embedding(wte, tokens)  # [T, C]
+        x = add(x, embedding(wpe, self.positions(tokens)))  # [T, C]
         for i in range(self.config.n_layer):
-            h = f"h.{i}."
-            a = layer(linear, h + "attn.c_attn", layer(layernorm, h + "ln_1", x))
-            a = attention(a, positions, n_head, cache and cache[i],
-                          trace and see(h + "attn", [[] for _ in range(n_head)]))
-            x = add(x, layer(linear, h + "attn.c_proj", a))
-            m = layer(linear, h + "mlp.c_fc", layer(layernorm, h + "ln_2", x))
-            x = see(f"h.{i}", add(x, layer(linear, h + "mlp.c_proj", gelu(m))))
-        x = layer(layernorm, "ln_f", x[-1:] if last else x)
-        return see("logits", linear(x, p["wte.weight"]))
+            x = self.block(f"h.{i}", x)  # [T, C]
+        x = self.apply(layernorm, "ln_f", x)  # [T, C]
+        return linear(x, wte)  # [T, vocab_size]
 
-    def new_cache(self): return [([], []) for _ in range(self.config.n_layer)]  # past keys, values
+    def loss(self, windows):
+        """The mean loss over all predictions in a list of windows."""
+        logits = []
+        targets = []
+        for window in windows:
+            logits.extend(self(window[:-1]))
+            targets.extend(window[1:])
+        return cross_entropy(logits, targets)
 
-    def loss(self, batch, trace=None):
-        """The mean loss of all predictions in a list of windows."""
-        tokens, positions, targets = pack(batch)
-        return cross_entropy(self(tokens, positions, trace=trace), targets)
 
-# === 6. Optimizer ================================================================ ladder: gpt ===
-# The gradient says which way the loss rises; to learn is to step the other way. How far? AdamW has
-# two averages for every parameter: m of its gradient, to even out the noise of small batches, and v
-# of its square, whose root is the gradient's usual size. m / sqrt(v) is about 1 at most, on steep
-# ground and on flat, and less where the gradient keeps changing its sign.
+def for_each(function, x):
+    """Apply a function to a number, or to each number in a row or in rows."""
+    if isinstance(x, (list, tuple)):
+        return [for_each(function, y) for y in x]
+    return function(x)
+
+
+# === 6. Optimizer ===================================================== ladder: gpt ===
+# The gradient tells which way the loss rises. To learn is to take a step the other way,
+# p = p - lr * gradient, with a learning rate lr. But what is a good rate? Gradients of
+# different parameters differ a thousandfold in size, and every batch gives other ones.
+# So AdamW keeps two running averages for each parameter: m of its gradient, which evens
+# out the noise of small batches, and v of its squared gradient, whose root is the
+# gradient's usual size. It steps by m / sqrt(v). That is near 1 or -1 where gradients
+# agree, however small they are, and near 0 where they keep changing sign.
+
+
+def is_linear_weight(name):
+    """Is this the weight of a linear layer? These are the ones called c_something."""
+    return ".c_" in name and name.endswith(".weight")
+
 
 class AdamW:
-    """Adam with decoupled weight decay; updates `params` in place. At step t, with gradient g,
+    """Adam with decoupled weight decay. It updates `params` in place.
 
-        m = beta1 m + (1 - beta1) g          v = beta2 v + (1 - beta2) g^2
-        p = p - lr decay p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
-    m and v start at 0, too small; dividing by 1 - beta^t makes up for it. Decay, times lr as in
-    PyTorch, draws the weights of linear layers to 0, and spares biases, gains and embeddings.
-    Averages over fewer steps than usual (beta 0.9 and 0.999) suit trainings as short as these.
-    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2."""
+    At step t = 1, 2, 3... with gradient g:
+        m = beta1 m + (1 - beta1) g          m_hat = m / (1 - beta1^t)
+        v = beta2 v + (1 - beta2) g^2        v_hat = v / (1 - beta2^t)
+        p = p - lr decay p - lr m_hat / (sqrt(v_hat) + eps)
+    beta is the share of an average that is kept at each step: with 0.8, it reaches back
+    about 1 / (1 - 0.8) = 5 steps. (The usual 0.9 and 0.999 suit longer trainings.) m
+    and v start at 0, so at first they are too small; m_hat and v_hat correct this.
+    Decay pulls the weights of linear layers towards 0, so only what the data keep
+    asking for stays large. Decoupled means that it bypasses m and v. Source: Loshchilov
+    and Hutter 2019, "Decoupled Weight Decay Regularization", with decay as in PyTorch.
+    """
+
     def __init__(self, params, beta1=0.8, beta2=0.97, eps=1e-8, weight_decay=0.0):
-        self.params, self.steps = params, 0
-        self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
-        self.m, self.v = ({name: _zeros(x) for name, x in params.items()} for _ in "mv")
+        self.params = params
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.t = 0
+        self.m = {name: for_each(lambda p: 0.0, x) for name, x in params.items()}
+        self.v = {name: for_each(lambda p: 0.0, x) for name, x in params.items()}
 
-    def step(self, gradients, lr, factor=1.0):
-        """Move every parameter once, against its gradient times the factor, at learning rate lr."""
-        self.steps += 1
-        beta1, beta2, sqrt = self.beta1, self.beta2, math.sqrt
-        # What all parameters have in common moves out of the loop: self.m and self.v do without the
-        # factors 1 - beta; those and the corrections go into the learning rate and eps.
-        root = sqrt((1 - beta2 ** self.steps) / (1 - beta2))
-        rate = lr * root * (1 - beta1) / (1 - beta1 ** self.steps)
-        eps = self.eps * root
+    def step(self, gradients, lr):
+        """Change every parameter once, at learning rate lr."""
+        self.t += 1
         for name, gradient in gradients.items():
-            keep = 1 - lr * self.weight_decay if ".c_" in name and "weight" in name else 1.0
-            tables = self.params[name], self.m[name], self.v[name], gradient
-            for p_row, m_row, v_row, g_row in zip(*map(_rows, tables)):
-                if keep != 1:
-                    p_row[:] = [keep * p for p in p_row]
-                if factor != 1:
-                    g_row = [factor * g for g in g_row]
-                for i, g in enumerate(g_row):
-                    m_row[i] = m = beta1 * m_row[i] + g
-                    v_row[i] = v = beta2 * v_row[i] + g * g
-                    p_row[i] -= rate * m / (sqrt(v) + eps)
+            decay = self.weight_decay if is_linear_weight(name) else 0.0
+            tables = [self.params[name], gradient, self.m[name], self.v[name]]
+            for p, g, m, v in zip(*map(to_rows, tables)):
+                self.update_row(p, g, m, v, lr, decay)
 
-def clip_factor(gradients, limit):
-    """The factor that shortens all gradients, as one long vector, to the limit; 0 is no limit. A
-    rare cliff in the loss would otherwise throw the parameters far off in one step. Source:
-    Pascanu, Mikolov and Bengio 2013, "On the difficulty of training RNNs", algorithm 1."""
-    norms = (math.hypot(*row) for x in gradients.values() for row in _rows(x))
-    return limit / max(math.hypot(*norms), limit) if limit else 1.0
+    def update_row(self, p, g, m, v, lr, decay):
+        """The formula, for each parameter of a row."""
+        for i in range(len(p)):
+            m[i] = self.beta1 * m[i] + (1 - self.beta1) * g[i]
+            v[i] = self.beta2 * v[i] + (1 - self.beta2) * g[i] ** 2
+            m_hat = m[i] / (1 - self.beta1**self.t)
+            v_hat = v[i] / (1 - self.beta2**self.t)
+            p[i] -= lr * decay * p[i] + lr * m_hat / (math.sqrt(v_hat) + self.eps)
+
+
+def to_rows(x):
+    """A weight is a list of rows already. A gain or bias becomes a list of one row."""
+    return x if hasattr(x[0], "__len__") else [x]
+
 
 def learning_rate(step, steps, peak, warmup=0):
-    """Up in a line to the peak over `warmup` steps, then down in a line to 0 after the last.
-    Rising, Adam's averages get over their first noise; falling, the parameters come to rest."""
-    return (peak * (step + 1) / warmup if step < warmup else
-            peak * (steps - step) / (steps - warmup))
+    """Rise in a straight line to the peak in `warmup` steps, then fall to 0 at the end.
 
-# === 7. Tensor ================================================================ ladder: window ===
-# A graph of single numbers shows everything and is slow: ten thousand nodes for one short name. A
-# `Tensor` is a Value whose data is rows of numbers. Each layer makes a single node, with a rule,
-# worked out once on paper, that turns the gradient of its output into those of its inputs. The
-# formulas stand above the rule; dy is d loss / d y, and so on. To check a rule, of your own too:
-# gradcheck(lambda params: GPT(config, params).loss(batch), model.params, Tensor).
+    At first, m and v are averages of very few gradients. At the end, shorter and
+    shorter steps let the parameters settle.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (steps - step) / (steps - warmup)
 
-def transpose(A): return list(zip(*A))          # [n, m] -> [m, n]
 
-class Tensor(Value):
-    """A Value whose data is a row or rows of numbers, or a single one, as a loss is. t[i] takes a
-    Tensor apart, down to single numbers, so that a layer which has no rule, only plain arithmetic,
-    runs on Tensors too, and so do the layers after it.
+# === 7. Training =============================================== ladder: pairs, gpt ===
+# All the parts are there. Training repeats one step: take a few windows (a batch),
+# compute their loss and its gradients, and move every parameter a little. The model
+# keeps its parameters as floats. Each step makes new Values of them, so no gradient is
+# left over from the step before.
+#
+# How do we know that the model learns what names have in common, and not just these
+# names by heart? We hold some documents out and never train on them. If the training
+# loss still falls while the held-out loss rises, the model has begun to learn by heart.
+
+
+def train(model, windows, steps, batch_size, peak, rng):
+    """Train a model of floats, in place, and print the mean loss of every 50 steps."""
+    optimizer = AdamW(model.params)
+    losses = []
+    for step in range(steps):
+        batch = rng.sample(windows, batch_size)
+        on_values = model.convert(Value)
+        loss = on_values.loss(batch)
+        loss.backward()
+        gradients = on_values.convert(attrgetter("grad")).params
+        optimizer.step(gradients, learning_rate(step, steps, peak, warmup=20))
+        losses.append(loss.data)
+        if len(losses) % 50 == 0:
+            print(f"step {len(losses)}: training loss {sum(losses[-50:]) / 50:.2f}")
+
+
+# === 8. Generation =============================================== ladder: die, gpt ===
+# The model only predicts the next token. How does it write a whole name? By predicting
+# again and again: turn the logits of the last token into probabilities, draw a token,
+# append it, and predict the next one, until <|endoftext|> is drawn.
+
+
+def sample(logits, temperature, rng):
+    """Draw a token id from a row of logits (floats), divided by the temperature.
+
+    At 1 the probabilities are the model's own. A temperature T turns a probability p
+    into p^(1/T), up to a common factor. So below 1, likely tokens become even likelier;
+    0 always takes the likeliest. Above 1, unlikely tokens get a better chance.
+    """
+    if temperature == 0:
+        return max(range(len(logits)), key=logits.__getitem__)
+    largest = max(logits)
+    probabilities = softmax([(logit - largest) / temperature for logit in logits])
+    return rng.choices(range(len(logits)), probabilities)[0]
+
+
+def write(model, tokenizer, rng, prompt="", temperature=1.0, max_tokens=100):
+    """Write a document that begins with the prompt. The rng's seed decides it."""
+    tokens = [tokenizer.end] + tokenizer.encode(prompt)
+    for _ in range(max_tokens):
+        logits = model(tokens[-model.config.block_size :])
+        token = sample(logits[-1], temperature, rng)
+        if token == tokenizer.end:
+            break
+        tokens.append(token)
+    return tokenizer.decode(tokens[1:])
+
+
+def tutorial(path="data/names.txt"):
+    """Train a GPT on Values, and let it write. In about a minute, this prints:
+
+    before training: held-out loss 3.53
+    step 50: training loss 2.91
+    step 100: training loss 2.67
+    step 150: training loss 2.60
+    step 200: training loss 2.59
+    after training: held-out loss 2.58
+    new names: hatari, erinir, kalent, hine, cola, amikan, jenihe, perilan
+
+    At first it is worse than knowing nothing, 3.30: random weights are sure of things
+    that are not so. Knowing how frequent each letter is would give 2.91; knowing which
+    letter follows which, 2.62. Change a number, and predict what will happen:
+        steps=1000         2.55: more steps help, but each less than the one before
+        batch_size=16      2.53, in four times the time: less noise in each gradient
+        peak=1.0, 0.0005   2.96, 2.95: steps that are too long, or too short to arrive
+        temperature=0.2    names that are more alike; at 2, strings of letters
+    The same seed gives the same bits. GPT-2 is this model with a larger Config, tokens
+    of several letters, dropout, and a training on 8 million web pages. A chat model is
+    larger still, and was then trained further, on how to answer people.
+    """
+    rng = random.Random(1)
+    documents = read_documents(path)
+    rng.shuffle(documents)
+    tokenizer = CharTokenizer(documents)
+    config = Config(tokenizer.vocab_size)
+    model = GPT(config, initial_params(config, rng))
+    windows = []
+    for document in documents:
+        windows += cut_windows(document, tokenizer, config.block_size)
+    held_out = windows[:200]
+
+    print(f"before training: held-out loss {model.loss(held_out):.2f}")
+    train(model, windows[200:], steps=200, batch_size=4, peak=0.02, rng=rng)
+    print(f"after training: held-out loss {model.loss(held_out):.2f}")
+    names = [write(model, tokenizer, rng, temperature=0.7) for _ in range(8)]
+    print("new names:", ", ".join(names))
+
+
+# Part II, the same, faster
+
+# === 9. Tensor ===================================================== ladder: window ===
+# In Part II the model computes the same numbers in about a seventh of the time. All its
+# plain forms stand in Part I, and the tests hold the fast forms equal to them.
+#
+# A graph of single numbers shows everything and is slow: 6,801 nodes for "emma". So let
+# one node hold rows of numbers, and let each layer make one node: 16 nodes. Such a node
+# is a `Tensor`. In place of local gradients it has a rule, worked out once on paper,
+# which turns the gradient of the layer's output into the gradients of its inputs.
+
+
+class Tensor:
+    """A row, or rows, of numbers that remember how they were computed.
+
+    It has a place in the graph, as a Value has. But it hands on its gradient by a rule,
+    for a whole layer at once. backward() starts from a single number, such as a loss,
+    and that is a Value even where Tensors led to it.
+
     >>> t = Tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> (t[1][0] * t[0][1]).backward()
     >>> t.grad
     [[0.0, 3.0], [2.0, 0.0]]
     """
-    __slots__ = ()                      # a rule takes the place of the local gradients
-    lift = classmethod(lambda cls, x: cls(x))
-    def __getitem__(self, key):
-        def rule(dy):
-            whole = _zeros(self.data)
-            whole[key] = dy
-            return [whole]
-        return Tensor(self.data[key], [self], rule)
 
-    def __len__(self): return len(self.data)
-    def __add__(self, other): return super(Tensor, self._one()).__add__(other)
-    def __mul__(self, other): return super(Tensor, self._one()).__mul__(other)
+    __slots__ = ("data", "grad", "inputs", "children", "rule", "elements")
 
-    def _one(self):
-        if isinstance(self.data, (list, tuple)):
-            raise TypeError("a Tensor of many numbers has no arithmetic: use a layer, or t[0][0]")
-        return self
+    def __init__(self, data, inputs=(), rule=None):
+        self.data = data
+        self.grad = 0.0  # none yet; later, rows of the same shape as data
+        self.inputs = inputs  # of the layer that made it, Tensors or not
+        self.children = [x for x in inputs if isinstance(x, Tensor)]
+        self.rule = rule  # d loss / d data -> [d loss / d input, for each input]
+        self.elements = None
 
     def hand_on(self):
-        for child, grad in zip(self.children, self.local_grads(self.grad)):
-            child.grad = _sum(child.grad, grad) if child.grad else grad    # 0.0: none yet
+        """The chain rule, for all numbers of a layer at once."""
+        for x, grad in zip(self.inputs, self.rule(self.grad)):
+            if isinstance(x, Tensor):
+                x.collect(grad)
 
-def _sum(x, y):         # of numbers, rows or lists of rows
-    if not isinstance(x, (list, tuple)):
-        return x + y
-    return add(x, y) if isinstance(x[0], (list, tuple)) else add([x], [y])[0]
+    def collect(self, grad):
+        """Add a share to the gradient. (Never in place: nodes may share a gradient.)"""
+        self.grad = grad if isinstance(self.grad, float) else add_rows(self.grad, grad)
 
-@embedding.register(Tensor)
-def _(table, ids):
-    # y_t = table[ids_t]: a row's gradient is the sum over the places that it went to.
-    def rule(dy):
-        d_table = [[0.0] * len(row) for row in table.data]
+    def __repr__(self):
+        return f"Tensor(data={self.data}, grad={self.grad})"
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, key):
+        if self.elements is None:
+            self.elements = take_apart(self)
+        return self.elements[key]
+
+
+def zeros_like(x):
+    """A row or rows of zeros, of the same shape."""
+    return for_each(lambda number: 0.0, x)
+
+
+def add_rows(x, y):
+    """x + y, for two rows, or two lists of rows, of the same shape."""
+    if hasattr(x[0], "__len__"):
+        return [list(map(plus, a, b)) for a, b in zip(x, y)]
+    return list(map(plus, x, y))
+
+
+# A rule knows nothing of Tensors. It is written for plain rows, inside of a function
+# that computes the layer's output and returns both. Doubling, for example:
+#
+#     def fused_double(x):
+#         def double_rule(dy):
+#             return [[[2 * d for d in row] for row in dy]]
+#
+#         return [[2 * a for a in row] for row in x], double_rule
+#
+# The rule returns a list with a gradient for each input; here there is one. To make
+# fused_double the fast form of a layer, write @differentiable(layer) above it.
+
+
+def differentiable(layer, plain=list, node=Tensor):
+    """Register a function of plain rows, which returns (output, rule), as a layer.
+
+    The layer then uses it on nodes, and makes a new node with the rule. It uses it also
+    on plain rows of floats, for its speed, and drops the rule. Where there are Values
+    among the inputs, or rows of them, chapter 4's definition does the work. (Each input
+    must be of one kind: all floats or all Values.) A rule may return more gradients
+    than there are inputs, as linear's does without a bias.
+    Another program may bring other kinds of rows, with a kind of node that collects
+    their gradients: examples/engines/numpy_engine.py does.
+    """
+    definition = layer.dispatch(object)
+
+    def register(function):
+        signature = inspect.signature(function)
+
+        def on_plain_rows_or_nodes(*inputs, **options):
+            if options:  # inputs may be given by name, as in linear(x, W, bias=b)
+                inputs = signature.bind(*inputs, **options).args
+            data = []
+            on_nodes = False
+            for x in inputs:
+                if isinstance(x, Tensor):
+                    on_nodes = True
+                    x = x.data
+                elif holds_values(x):
+                    return definition(*inputs)
+                data.append(x)
+            y, rule = function(*data)
+            if not on_nodes:
+                return y
+            kind = node if hasattr(y, "__len__") else LayerValue
+            return kind(y, inputs, rule)
+
+        layer.register(plain, on_plain_rows_or_nodes)
+        layer.register(node, on_plain_rows_or_nodes)
+        return function
+
+    return register
+
+
+def holds_values(x):
+    """Is this a Value, a row or rows of them? The first number tells."""
+    while isinstance(x, (list, tuple)) and x:
+        x = x[0]
+    return isinstance(x, Value)
+
+
+# A single number that a layer makes of Tensors, such as a loss, is a Value: one can go
+# on calculating with it. And a layer that has no rule, because you have just invented
+# it, runs on Tensors as it is. It takes them apart into rows of Values by t[i], len(t)
+# or a loop, and makes many small nodes of them, as in Part I. The layers after it run
+# on rows of Values, too, whether they have a rule or not. It is slow, but it is right.
+
+
+class LayerValue(Value):
+    """A single number that a layer made of Tensors, such as the loss."""
+
+    __slots__ = ("inputs", "rule")
+
+    def __init__(self, data, inputs, rule):
+        super().__init__(data, [x for x in inputs if isinstance(x, Tensor)])
+        self.inputs = inputs
+        self.rule = rule
+
+    hand_on = Tensor.hand_on
+
+
+class Element(Value):
+    """One number of a Tensor, as a Value."""
+
+    __slots__ = ("row", "column")
+
+    def __init__(self, tensor, row, column, data):
+        super().__init__(data, (tensor,))
+        self.row = row  # its row's index, or None if the Tensor is a single row
+        self.column = column
+
+    def hand_on(self):
+        """Add to the right place of the Tensor's gradient."""
+        (tensor,) = self.children
+        if isinstance(tensor.grad, float):
+            tensor.grad = zeros_like(tensor.data)
+        row = tensor.grad if self.row is None else tensor.grad[self.row]
+        row[self.column] += self.grad
+
+
+def take_apart(tensor):
+    """A Tensor -> a row, or rows, of Values that hand on their gradients to it.
+
+    A Value changes one number of a gradient in place. But two nodes may share one list
+    as their gradient, as after x + y. So the Values hand on to a copy, whose gradient
+    is its own, and the copy hands on the whole to the Tensor.
+    """
+
+    def copy_rule(d_copy):
+        return [d_copy]
+
+    data = tensor.data
+    if hasattr(data, "tolist"):  # of another kind, such as a NumPy array
+        data = data.tolist()
+    copy = Tensor(data, [tensor], copy_rule)
+    if not hasattr(data[0], "__len__"):
+        return [Element(copy, None, i, x) for i, x in enumerate(data)]
+    rows = []
+    for r, row in enumerate(data):
+        rows.append([Element(copy, r, i, x) for i, x in enumerate(row)])
+    return rows
+
+
+# Nearly all the time goes into sums of products. Python takes longer to go round a loop
+# than to multiply. So, for narrow rows, we let it write a function in which the sum is
+# written out, once for each width that occurs. For rows of three numbers:
+#
+#     def multiply(A, B):
+#         C = []
+#         for a0, a1, a2, in A:
+#             row = []
+#             for b0, b1, b2, in B:
+#                 row.append(a0 * b0 + a1 * b1 + a2 * b2)
+#             C.append(row)
+#         return C
+
+
+def matmul(A, B):
+    """A B^T: each row of A times each row of B. [n, k], [m, k] -> [n, m], of floats."""
+    return multiplier(len(B[0]))(A, B)
+
+
+def sum_of_products(a, b):
+    """The dot product of two rows of floats."""
+    return sum(map(times, a, b))
+
+
+# Up to which width is a sum faster when written out? Python 3.12 brought math.sumprod,
+# which is written in C and wins sooner.
+WIDEST = 64
+if hasattr(math, "sumprod"):
+    sum_of_products = math.sumprod
+    WIDEST = 16
+
+
+@cache
+def multiplier(width):
+    """The function above, for rows of this width."""
+    if width > WIDEST:
+        return multiply_wide
+    a = [f"a{i}" for i in range(width)]
+    b = [f"b{i}" for i in range(width)]
+    products = " + ".join(f"{x} * {y}" for x, y in zip(a, b))
+    source = f"""
+def multiply(A, B):
+    C = []
+    for {", ".join(a)}, in A:
+        row = []
+        for {", ".join(b)}, in B:
+            row.append({products})
+        C.append(row)
+    return C
+"""
+    scope = {}
+    exec(source, scope)
+    return scope["multiply"]
+
+
+def multiply_wide(A, B):
+    """The same in a loop, for wide rows."""
+    return [[sum_of_products(a, b) for b in B] for a in A]
+
+
+def transpose(rows):
+    """Rows -> columns: [n, m] -> [m, n]."""
+    return list(zip(*rows))
+
+
+# === 10. Fused layers =================================================================
+# Here is each layer of chapter 4 once more, as a function of plain rows of floats that
+# returns the output y and the rule. In the formulas, dy means d loss / d y, with a row
+# for each row of y. To find a rule, take a single number of the input, and find all the
+# numbers of y that it has a part in. Multiply the derivative of each of these by the
+# number's own dy, and add up: that is the chain rule. Take linear, where output o of
+# token t is
+#     y_to = sum_i x_ti W_oi + b_o
+# x_ti has a part in all outputs of its token t, and d y_to / d x_ti is W_oi. So
+#     dx_ti = sum_o dy_to W_oi        which is a product of matrices, dx = dy W
+# W_oi has a part in output o of all tokens, and d y_to / d W_oi is x_ti. So
+#     dW_oi = sum_t dy_to x_ti        which is dW = dy^T x
+# b_o has a part in output o of all tokens, with a derivative of 1: db_o = sum_t dy_to.
+# The other rules are found the same way. Chapter 11's gradcheck holds each of them
+# against nudging, and the tests hold each against chapter 4's definition.
+
+
+@differentiable(embedding)
+def fused_embedding(table, ids):
+    """y_t = table[ids_t]. A row's gradient is the sum over the places it went to."""
+
+    def embedding_rule(dy):
+        d_table = [[0.0] * len(row) for row in table]
         for i, row in zip(ids, dy):
             d_table[i] = [a + b for a, b in zip(d_table[i], row)]
         return [d_table]
-    return Tensor(embedding(table.data, ids), [table], rule)
 
-@add.register(Tensor)
-def _(a, b):
-    # y = a + b, da = db = dy
-    if not isinstance(b, Tensor):                    # rows of Values, from a layer without a rule
-        return add.dispatch(object)(a, b)
-    return Tensor(add(a.data, b.data), [a, b], lambda dy: (dy, dy))
+    return embedding.dispatch(object)(table, ids), embedding_rule
 
-@linear.register(Tensor)
-def _(x, weight, bias=None):
-    # y_to = sum_i x_ti W_oi + b_o
-    # dx_ti = sum_o dy_to W_oi          dW_oi = sum_t dy_to x_ti          db_o = sum_t dy_to
-    def rule(dy):
+
+@differentiable(add)
+def fused_add(x, y):
+    """z = x + y: dx = dy = dz."""
+
+    def add_rule(dz):
+        return dz, dz
+
+    return [list(map(plus, a, b)) for a, b in zip(x, y)], add_rule
+
+
+@differentiable(linear)
+def fused_linear(x, weight, bias=None):
+    """y = x W^T + b: dx = dy W, dW = dy^T x, db = sum_t dy_t."""
+    y = matmul(x, weight)
+    if bias is not None:
+        y = [list(map(plus, row, bias)) for row in y]
+
+    def linear_rule(dy):
         dy_columns = transpose(dy)
-        return (matmul(dy, transpose(weight.data)), matmul(dy_columns, transpose(x.data)),
-                list(map(sum, dy_columns)))          # the last of no use if there is no bias
-    children = [x, weight] if bias is None else [x, weight, bias]
-    return Tensor(linear(*[child.data for child in children]), children, rule)
+        dx = matmul(dy, transpose(weight))
+        d_weight = matmul(dy_columns, transpose(x))
+        d_bias = [sum(column) for column in dy_columns]
+        return dx, d_weight, d_bias
 
-@layernorm.register(Tensor)
-def _(x, gain, bias, eps=1e-5):
-    # n = (x - mean) s, s = 1 / sqrt(variance + eps), y = n gain + bias. dmean/dx_j = 1 / C and
-    # ds/dx_j = -s^2 n_j / C make dn_i/dx_j = s ([i = j] - 1/C - n_i n_j / C); so with u = dy gain,
-    # dx = s (u - mean(u) - n mean(u n))       dgain = sum_t dy n       dbias = sum_t dy
-    normal, scales = zip(*[_normalize(row, eps) for row in x.data])
-    def rule(dy):
-        dx, dy_columns = [], transpose(dy)
-        for row, n, s in zip(dy, normal, scales):
-            u = [a * g for a, g in zip(row, gain.data)]
-            mean_u, mean_un = sum(u) / len(u), _sumprod(u, n) / len(u)
-            dx.append([s * (u_i - mean_u - n_i * mean_un) for u_i, n_i in zip(u, n)])
-        return dx, list(map(_sumprod, dy_columns, transpose(normal))), list(map(sum, dy_columns))
-    y = [[a * g + b for a, g, b in zip(n, gain.data, bias.data)] for n in normal]
-    return Tensor(y, [x, gain, bias], rule)
+    return y, linear_rule
 
-@gelu.register(Tensor)
-def _(x):
-    # y = x h, h = (1 + tanh u) / 2, u = c (x + d x^3). As tanh' = 1 - tanh^2, dh/du = 2 h (1 - h):
-    # dy/dx = h + 2 x h (1 - h) c (1 + 3 d x^2)
-    (c, d), tanh, y, slopes = GELU, math.tanh, [], []
-    e, f = 2 * c, 6 * c * d
-    for row in x.data:
-        hs = [0.5 + 0.5 * tanh(c * a * (1.0 + d * a * a)) for a in row]
-        y.append([a * h for a, h in zip(row, hs)])
-        slopes.append([h + a * h * (1.0 - h) * (e + f * a * a) for a, h in zip(row, hs)])
-    return Tensor(y, [x], lambda dy: [[[a * b for a, b in zip(*rows)] for rows in zip(dy, slopes)]])
 
-@attention.register(Tensor)
-def _(x, positions, n_head, past=None, heads=None):
-    # For each window and each head, O = A V, A = softmax(S / sqrt(d)) by rows, S = Q K^T. With
-    # dA_s/dS_r = A_s ([s = r] - A_r) / sqrt(d),  dS = A (dA - sum_s A dA) / sqrt(d),  dA = dO V^T,
-    # dQ = dS K,   dK = dS^T Q,   dV = A^T dO. What may not be seen has weight 0 in A, so no part in
-    # any sum. A head is a range of columns, so q, k, v and their gradients are kept by columns.
-    _need(past is None, "past keys and values are for generation, which runs on floats")
-    weights, n_embd = [[] for _ in range(n_head)], len(x.data[0]) // 3
-    y, d = attention(x.data, positions, n_head, None, weights), n_embd // n_head
-    for head, rows in zip(heads or (), weights):
-        head += map(list, rows)
-    starts = [t for t, position in enumerate(positions) if position == 0] + [len(positions)]
-    def rule(dy):
+@differentiable(layernorm)
+def fused_layernorm(x, gain, bias, eps=1e-5):
+    """n = (x - mean) s, with s = 1 / sqrt(variance + eps), and y = n gain + bias.
+
+    The mean uses each x_j with 1/C, and the derivative of s by x_j is -s^2 n_j / C. So
+    d n_i / d x_j = s ([i = j] - 1/C - n_i n_j / C), and with u = dy gain
+    dx = s (u - mean(u) - n mean(u n)), d gain = sum_t dy_t n_t, d bias = sum_t dy_t.
+    """
+    normal = []
+    scales = []
+    for row in x:
+        mean = sum(row) / len(row)
+        centred = [a - mean for a in row]
+        scale = (sum_of_products(centred, centred) / len(row) + eps) ** -0.5
+        normal.append([c * scale for c in centred])
+        scales.append(scale)
+    y = [[n * g + b for n, g, b in zip(row, gain, bias)] for row in normal]
+
+    def layernorm_rule(dy):
         dx = []
-        for start, stop in zip(starts, starts[1:]):
-            x_columns, dO_columns = transpose(x.data[start:stop]), transpose(dy[start:stop])
-            dq, dk, dv, scale = [], [], [], d ** -0.5
-            for head in range(n_head):
-                q, k, v = (x_columns[i + head * d:][:d] for i in (0, n_embd, 2 * n_embd))
-                dO, dS = dO_columns[head * d:][:d], []
-                A = [row + [0.0] * (stop - start - len(row)) for row in weights[head][start:stop]]
-                for a, da in zip(A, matmul(transpose(dO), transpose(v))):
-                    mean = _sumprod(a, da)
-                    dS.append([w * (b - mean) * scale for w, b in zip(a, da)])
-                dq += matmul(k, dS)                  # (dS K)^T
-                dk += matmul(q, transpose(dS))       # (dS^T Q)^T
-                dv += matmul(dO, transpose(A))       # (A^T dO)^T
-            dx += transpose(dq + dk + dv)
+        for dy_row, n_row, scale in zip(dy, normal, scales):
+            u = [d * g for d, g in zip(dy_row, gain)]
+            mean_u = sum(u) / len(u)
+            mean_un = sum_of_products(u, n_row) / len(u)
+            dx.append([scale * (a - mean_u - n * mean_un) for a, n in zip(u, n_row)])
+        dy_columns = transpose(dy)
+        d_gain = list(map(sum_of_products, dy_columns, transpose(normal)))
+        d_bias = [sum(column) for column in dy_columns]
+        return dx, d_gain, d_bias
+
+    return y, layernorm_rule
+
+
+@differentiable(gelu)
+def fused_gelu(x):
+    """y = x h, with h = (1 + tanh(u)) / 2 and u = c (x + d x^3).
+
+    As tanh' = 1 - tanh^2, dh/du = 2 h (1 - h). So the slope of y is
+    h + x dh/du du/dx = h + x h (1 - h) (2 c + 6 c d x^2).
+    """
+    c = math.sqrt(2 / math.pi)
+    d = 0.044715
+    tanh = math.tanh
+    h = [[0.5 + 0.5 * tanh(c * a * (1.0 + d * a * a)) for a in row] for row in x]
+
+    def gelu_rule(dy):
+        e = 2 * c
+        f = 6 * c * d
+        dx = []
+        for rows in zip(dy, x, h):
+            dx.append(
+                [
+                    g * (b + a * b * (1.0 - b) * (e + f * a * a))
+                    for g, a, b in zip(*rows)
+                ]
+            )
         return [dx]
-    return Tensor(y, [x], rule)
 
-@cross_entropy.register(Tensor)
-def _(logits, targets):
-    # loss = mean_t (log sum_j e^l_tj - l_t[target]), so dl_tj = (softmax(l_t)_j - [j = target]) / n
-    def rule(d_loss):
-        d_logits = [softmax(row) for row in logits.data]
+    return [list(map(times, *rows)) for rows in zip(x, h)], gelu_rule
+
+
+@differentiable(cross_entropy)
+def fused_cross_entropy(logits, targets):
+    """loss = mean_t (log sum_j e^l_tj - l_t[target]).
+
+    dl_tj = (softmax(l_t)_j - [j = target]) / T, times the gradient of the loss.
+    """
+    probabilities = []
+    total = 0.0
+    exp = math.exp
+    for row, target in zip(logits, targets):
+        largest = max(row)
+        powers = [exp(a - largest) for a in row]
+        power_sum = sum(powers)
+        total += math.log(power_sum) + largest - row[target]
+        probabilities.append([power / power_sum for power in powers])
+
+    def cross_entropy_rule(d_loss):
+        share = d_loss / len(targets)
+        d_logits = [[p * share for p in row] for row in probabilities]
         for row, target in zip(d_logits, targets):
-            row[target] -= 1.0
-        return [[[a * d_loss / len(targets) for a in row] for row in d_logits]]
-    return Tensor(cross_entropy(logits.data, targets), [logits], rule)
+            row[target] -= share
+        return [d_logits]
 
-# === 8. Training ========================================================== ladder: pairs, gpt ===
-# A step: take a few windows, compute their loss and its gradients, move every parameter against its
-# gradient. Training loss that falls while held-out loss rises is learning by heart. All that is
-# random follows from the seed: on the same Python the same run gives the same bits.
+    return total / len(targets), cross_entropy_rule
 
-ENGINES = {"tensor": Tensor, "value": Value}
+
+# Attention, for one window and one head, is O = A V, with A = softmax(S / sqrt(d)) row
+# by row, and S = Q K^T. From the output back:
+#     dV = A^T dO,   dA = dO V^T,   dS = A (dA - sum_s A_s dA_s) / sqrt(d),
+#     dQ = dS K,     dK = dS^T Q
+# The middle one is softmax's: d A_s / d S_r = A_s ([s = r] - A_r) / sqrt(d). A token's
+# row of A is filled up with 0 for later tokens, so they take no part in any sum. A head
+# is a range of columns; so q, k, v, their gradients and the output are kept as columns.
+
+
+def attention_weights(q, k):
+    """The rows of A; q and k are columns, [d, T]."""
+    scale = len(q) ** -0.5
+    n_tokens = len(k[0])
+    A = []
+    for t, row in enumerate(matmul(transpose(q), transpose(k))):
+        weights = softmax_of_floats([score * scale for score in row[: t + 1]])
+        A.append(weights + [0.0] * (n_tokens - t - 1))
+    return A
+
+
+def softmax_of_floats(row):
+    """softmax, without asking what the numbers are."""
+    exp = math.exp
+    largest = max(row)
+    powers = [exp(x - largest) for x in row]
+    total = sum(powers)
+    return [power / total for power in powers]
+
+
+def head_gradients(q, k, v, A, dO):
+    """The five formulas above -> dq, dk, dv; all but A are columns, [d, T]."""
+    scale = len(q) ** -0.5
+    dS = []
+    for a_row, da_row in zip(A, matmul(transpose(dO), transpose(v))):
+        mean = sum_of_products(a_row, da_row)
+        dS.append([a * (da - mean) * scale for a, da in zip(a_row, da_row)])
+    dq = matmul(k, dS)  # (dS K)^T
+    dk = matmul(q, transpose(dS))  # (dS^T Q)^T
+    dv = matmul(dO, transpose(A))  # (A^T dO)^T
+    return dq, dk, dv
+
+
+@differentiable(attention)
+def fused_attention(x, n_head):
+    """All heads on one window, by the formulas above."""
+    columns = transpose(x)
+    C = len(columns) // 3
+    d = C // n_head
+    heads = []
+    y_columns = []
+    for i in range(0, C, d):
+        q = columns[i : i + d]
+        k = columns[C + i : C + i + d]
+        v = columns[2 * C + i : 2 * C + i + d]
+        A = attention_weights(q, k)
+        heads.append((q, k, v, A))
+        y_columns.extend(matmul(v, A))  # (A V)^T
+
+    def attention_rule(dy):
+        dy_columns = transpose(dy)
+        dq = []
+        dk = []
+        dv = []
+        for i, (q, k, v, A) in enumerate(heads):
+            dO = dy_columns[i * d : i * d + d]
+            dq_head, dk_head, dv_head = head_gradients(q, k, v, A, dO)
+            dq.extend(dq_head)
+            dk.extend(dk_head)
+            dv.extend(dv_head)
+        return [transpose(dq + dk + dv)]
+
+    return list(map(list, zip(*y_columns))), attention_rule
+
+
+# Every call of a layer has a price. So a batch is read in one go: its windows are laid
+# end to end in one long list. Most layers treat each token by itself, and need not
+# know where a window ends. Only positions and attention must know.
+
+
+def pack(windows):
+    """Windows -> (tokens, targets), each in one long list.
+
+    >>> pack([[4, 0, 1, 4], [4, 2, 4]])
+    ([4, 0, 1, 4, 2], [0, 1, 4, 2, 4])
+    """
+    tokens = [token for window in windows for token in window[:-1]]
+    targets = [token for window in windows for token in window[1:]]
+    return tokens, targets
+
+
+@singledispatch
+def packed_attention(x, n_head, lengths):
+    """Attention on packed windows of these lengths, each window by itself."""
+    out = []
+    for start, stop in spans(lengths):
+        out.extend(attention(x[start:stop], n_head))
+    return out
+
+
+def spans(lengths):
+    """Where each window starts and stops.
+
+    >>> spans([3, 2])
+    [(0, 3), (3, 5)]
+    """
+    stops = list(accumulate(lengths))
+    return list(zip([0] + stops, stops))
+
+
+@differentiable(packed_attention)
+def fused_packed_attention(x, n_head, lengths):
+    """The rule of each window, on its part of the rows."""
+    y = []
+    rules = []
+    for start, stop in spans(lengths):
+        rows, rule = fused_attention(x[start:stop], n_head)
+        y.extend(rows)
+        rules.append(rule)
+
+    def packed_attention_rule(dy):
+        dx = []
+        for rule, (start, stop) in zip(rules, spans(lengths)):
+            dx.extend(*rule(dy[start:stop]))
+        return [dx]
+
+    return y, packed_attention_rule
+
+
+class PackedGPT(GPT):
+    """A GPT that reads several windows at once. It gives the same loss."""
+
+    lengths = ()  # of the windows that it is reading
+
+    def positions(self, tokens):
+        """Where each token stands in its window: 0, 1, 2, 0, 1 for lengths 3 and 2."""
+        return [i for length in self.lengths for i in range(length)]
+
+    def attend(self, name, x):
+        """Attention, each window by itself."""
+        return packed_attention(x, self.config.n_head, self.lengths)
+
+    def loss(self, windows):
+        """The mean loss over all predictions in a list of windows."""
+        tokens, targets = pack(windows)
+        self.lengths = [len(window) - 1 for window in windows]
+        return cross_entropy(self(tokens), targets)
+
+
+# === 11. Engines ====================================================== ladder: gpt ===
+# The Trainer of chapter 12 does not compute by itself. It is given an engine: an object
+# that turns a batch into a loss and gradients, and brings an optimizer for them. Here
+# are engines that compute on Values and on Tensors, and one that shares the work among
+# processes. Those in examples/engines/ compute with NumPy and PyTorch. Whatever else a
+# Trainer does (the order of the data, the steps, the records) is the same for all.
+
+
+class ValueEngine:
+    """Computes on Values, one node for each number. Other engines build on it."""
+
+    name = "value"
+    leads = True  # False in all but one of several processes that train together
+
+    def convert(self, x):
+        """A parameter, as floats -> the same on this engine's numbers, with a graph."""
+        return for_each(Value, x)
+
+    def gradient(self, x):
+        """What backward() left in a converted parameter -> floats of its shape."""
+        return for_each(attrgetter("grad"), x)
+
+    def new_model(self, config, seed):
+        """A model of this shape, with the parameters that a seed gives."""
+        return GPT(config, seed=seed)
+
+    def prepare(self, model):
+        """The model to train, evaluate and write with. Called once, by the Trainer."""
+        return model
+
+    def gradients(self, model, batch):
+        """A batch of windows -> (its loss, {name: gradient}), for a model of floats."""
+        with garbage_collection_paused():
+            return self.backward(model, batch)
+
+    def backward(self, model, batch):
+        """The same. When this returns, nobody needs the graph any more."""
+        params = {name: self.convert(x) for name, x in model.params.items()}
+        # A network of your own, a subclass of GPT, reads one window at a time.
+        kind = PackedGPT if type(model) is GPT else type(model)
+        loss = kind(model.config, params).loss(batch)
+        loss.backward()
+        gradients = {name: self.gradient(x) for name, x in params.items()}
+        return float(loss), gradients
+
+    def norm(self, gradients):
+        """The length of all gradients together, as one long vector."""
+        rows = [row for x in gradients.values() for row in to_rows(x)]
+        return math.hypot(*[math.hypot(*row) for row in rows])
+
+    def optimizer(self, model, weight_decay):
+        """What moves the parameters: its step(gradients, lr, factor) does."""
+        return FastAdamW(model.params, weight_decay=weight_decay)
+
+    def write_tensors(self, tensors, dtype="F64", **metadata):
+        """{name: row or rows} -> the pieces of a .safetensors file (chapter 15)."""
+        return write_tensors(tensors, dtype, **metadata)
+
+    def about(self):
+        """For the command line: what computes."""
+        return f"{self.name} engine"
+
+    def rate(self, tokens_per_second):
+        """For the command line: how fast it is."""
+        return f"{tokens_per_second:,.0f} tokens/s"
+
+    def close(self):
+        """Let go of what the engine holds, such as processes."""
+
+
+class TensorEngine(ValueEngine):
+    """Computes on Tensors, one node a layer. The gradients are the same."""
+
+    name = "tensor"
+
+    def convert(self, x):
+        """A row or rows -> a Tensor. A single number stays a Value."""
+        return Tensor(x) if isinstance(x, (list, tuple)) else Value(x)
+
+    def gradient(self, x):
+        """Zeros, if the loss does not depend on it."""
+        if isinstance(x, Tensor) and isinstance(x.grad, float):
+            return zeros_like(x.data)
+        return x.grad
+
+
+ENGINES = {"tensor": TensorEngine, "value": ValueEngine}
+
+
+@contextmanager
+def garbage_collection_paused():
+    """Keep Python from searching the growing graph for cycles. It has hardly any."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def gradcheck(f, params, engine=None, step=1e-5, tolerance=1e-6):
+    """Hold every derivative against nudging; return the largest difference.
+
+    f takes params, {name: a number, a row or rows}, on an engine's numbers (by default
+    on Values), and returns a Value. Each number is nudged up and down by `step`. Its
+    gradient must equal (f(up) - f(down)) / (2 step) within the tolerance, relative to
+    the larger of the two or to 1. ArithmeticError names the first that does not.
+
+    >>> def f(p):
+    ...     return p["a"] * p["b"] + p["a"] ** 2
+    >>> gradcheck(f, {"a": 2.0, "b": -3.0}) < 1e-9
+    True
+    """
+    engine = engine or ValueEngine()
+    params = {name: for_each(float, x) for name, x in params.items()}  # to be nudged
+
+    def converted():
+        return {name: engine.convert(x) for name, x in params.items()}
+
+    nodes = converted()
+    f(nodes).backward()
+    largest = 0.0
+    for name, x in nodes.items():
+        claims = engine.gradient(x)
+        for label, claimed, holder, key in each_number(name, claims, params, name):
+            number = holder[key]
+            holder[key] = number + step
+            up = float(f(converted()))
+            holder[key] = number - step
+            down = float(f(converted()))
+            holder[key] = number
+            measured = (up - down) / (2 * step)
+            error = abs(claimed - measured) / max(1.0, abs(claimed), abs(measured))
+            if not error <= tolerance:
+                raise ArithmeticError(
+                    f"{label}: backward() says {claimed}, nudging says {measured}"
+                )
+            largest = max(largest, error)
+    return largest
+
+
+def each_number(label, claimed, holder, key):
+    """Each number in holder[key]: its label, claimed gradient, list and index."""
+    if not isinstance(holder[key], list):
+        yield label, claimed, holder, key
+        return
+    for i in range(len(holder[key])):
+        yield from each_number(f"{label}[{i}]", claimed[i], holder[key], i)
+
+
+class FastAdamW(AdamW):
+    """AdamW, with what all parameters have in common computed once for each step.
+
+    Chapter 6 has m_hat / (sqrt(v_hat) + eps), with m_hat = m / (1 - beta1^t) and
+    v_hat = v / root^2, where root = sqrt(1 - beta2^t). Multiplied by root above and
+    below the line, that is
+        root / (1 - beta1^t) * m / (sqrt(v) + eps root)
+    whose first factor and whose eps root are the same for all parameters. A factor for
+    all gradients, which makes them shorter, is the same for all, too.
+    """
+
+    def step(self, gradients, lr, factor=1.0):
+        """Change every parameter once, by its gradient times the factor."""
+        self.t += 1
+        beta1 = self.beta1
+        beta2 = self.beta2
+        share1 = (1 - beta1) * factor
+        share2 = (1 - beta2) * factor * factor
+        root = math.sqrt(1 - beta2**self.t)
+        rate = lr * root / (1 - beta1**self.t)
+        eps = self.eps * root
+        sqrt = math.sqrt
+        for name, gradient in gradients.items():
+            decay = self.weight_decay if is_linear_weight(name) else 0.0
+            tables = [self.params[name], gradient, self.m[name], self.v[name]]
+            for p, g, m, v in zip(*map(to_rows, tables)):
+                if decay:
+                    p[:] = [x - lr * decay * x for x in p]
+                for i, slope in enumerate(g):
+                    m[i] = mean = beta1 * m[i] + share1 * slope
+                    v[i] = square = beta2 * v[i] + share2 * slope * slope
+                    p[i] -= rate * mean / (sqrt(square) + eps)
+
+
+class Workers(ValueEngine):
+    """An engine that shares each batch among several processes, which use another one.
+
+    The same number of workers gives the same bits. `executor` may be any executor like
+    those of concurrent.futures; without one, processes are started when needed.
+    """
+
+    def __init__(self, engine, n_workers, executor=None):
+        self.engine = engine
+        self.name = engine.name
+        self.n_workers = n_workers
+        self.executor = executor
+        self.owns_executor = executor is None
+
+    def gradients(self, model, batch):
+        """Each worker computes a part. The sums weigh a part by its predictions."""
+        if self.executor is None:
+            self.executor = start_processes(self.n_workers)
+        n = min(self.n_workers, len(batch))
+        parts = [batch[i::n] for i in range(n)]
+        counts = [sum(len(window) - 1 for window in part) for part in parts]
+        results = self.executor.map(self.engine.gradients, [model] * n, parts)
+        loss = 0.0
+        gradients = {}
+        for count, (part_loss, part_gradients) in zip(counts, results):
+            share = count / sum(counts)
+            loss += part_loss * share
+            for name, x in part_gradients.items():
+                x = for_each(share.__mul__, x)
+                gradients[name] = (
+                    add_rows(gradients[name], x) if name in gradients else x
+                )
+        return loss, gradients
+
+    def close(self):
+        """End the processes, if this engine has started any."""
+        if self.owns_executor and self.executor is not None:
+            self.executor.shutdown()
+            self.executor = None
+
+
+def start_processes(n):
+    """An executor with n processes, which leave Ctrl-C to this one."""
+    import signal
+    from concurrent.futures import ProcessPoolExecutor
+
+    return ProcessPoolExecutor(
+        n, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    )
+
+
+# === 12. Trainer ====================================================== ladder: gpt ===
+# Here is the training loop of chapter 7 once more, as an object. It can be watched,
+# stopped and saved between any two steps, and it does four things that chapter 7 leaves
+# out. It reads all windows before it reads one again. It holds out documents, and
+# measures the loss on them. It shortens a gradient that is too long. And it notices
+# when the training goes wrong. Everything random follows from the seed, so on the same
+# Python the same training gives the same bits.
+
+LIMITS = {
+    "steps": (int, 1, 10**9),
+    "batch_size": (int, 1, 10**5),
+    "lr": (float, 0, 100),
+    "warmup": (int, 0, 10**9),
+    "weight_decay": (float, 0, 100),
+    "clip": (float, 0, 10**9),
+    "val_fraction": (float, 0, 0.99),
+    "eval_every": (int, 0, 10**9),
+    "workers": (int, 1, 10**5),
+    "seed": (int, -math.inf, math.inf),
+    "temperature": (float, 0, 10**6),
+    "top_k": (int, 0, 10**9),
+    "top_p": (float, 0, 1),
+    "max_tokens": (int, 1, 10**9),
+}
+
+
+def out_of_range(name, value):
+    """What is wrong with an option, by the table above: a sentence, or None."""
+    kind, low, high = LIMITS[name]
+    is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if is_number and low <= value <= high:
+        return None
+    number = "a whole number" if kind is int else "a number"
+    return f"{name} is {value!r}: must be {number} from {low} to {high}"
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Raises ValueError for what cannot be."""
+
     steps: int = 500
-    batch_size: int = 4         # windows a step
-    lr: float = 0.01            # the learning rate at its peak
-    warmup: int = 40            # steps until then
+    batch_size: int = 4  # windows in each step
+    lr: float = 0.01  # the learning rate at its peak
+    warmup: int = 40  # steps until the peak
     weight_decay: float = 0.0
-    clip: float = 1.0           # longest gradient, 0: no limit
-    val_fraction: float = 0.1   # share of the documents that is held out
-    eval_every: int = 0         # steps from one held-out loss to the next, 0: none
-    engine: str = "tensor"      # or "value"
-    workers: int = 1            # processes that share each batch
+    clip: float = 1.0  # the longest gradient; 0 means no limit
+    val_fraction: float = 0.1  # the share of the documents that is held out
+    eval_every: int = 0  # steps between two held-out losses; 0 means none
+    engine: str = "tensor"  # or "value"
+    workers: int = 1  # processes that share each batch
     seed: int = 42
 
     def __post_init__(self):
-        _check(vars(self), steps=(int, 1, 10 ** 9), batch_size=(int, 1, 10 ** 5),
-               workers=(int, 1, self.batch_size), lr=(float, 0, 100), warmup=(int, 0, 10 ** 9),
-               eval_every=(int, 0, 10 ** 9), weight_decay=(float, 0, 100), clip=(float, 0, 10 ** 9),
-               val_fraction=(float, 0, 0.99), seed=(int, -math.inf, math.inf))
-        _need(self.engine in ENGINES, f"engine is {self.engine!r}, not {' or '.join(ENGINES)}")
+        for name, value in vars(self).items():
+            problem = None
+            if name == "engine" and value not in ENGINES:
+                problem = f"engine is {value!r}: must be one of {', '.join(ENGINES)}"
+            if name != "engine":
+                problem = out_of_range(name, value)
+            if problem:
+                raise ValueError(problem)
+        if self.workers > self.batch_size:
+            raise ValueError(
+                f"workers is {self.workers}: must be a whole number from 1 to "
+                f"{self.batch_size}, the batch_size, as each takes at least a window"
+            )
 
-# What a step reports: the loss is its batch's, before the step; val_loss is None if not measured.
+
+# What a step reports. The loss is that of its batch before the step; the held-out loss
+# comes after it, and is None if it was not measured.
 Step = namedtuple("Step", "step loss learning_rate tokens_per_second val_loss")
 
-def batch_gradients(model, batch, engine="tensor", share=1.0):
-    """A share of the loss of a batch of windows, and its gradients: (float, {name: floats})."""
-    collecting = gc.isenabled()
-    gc.disable()          # Python would search the growing graph for cycles, which it does not have
-    try:
-        lifted = model.lift(ENGINES[engine])
-        loss = lifted.loss(batch) * share
-        loss.backward()
-        return float(loss), gradients(lifted.params, ENGINES[engine])
-    finally:
-        if collecting:
-            gc.enable()
+
+def split_documents(documents, val_fraction=0.1, seed=0):
+    """Shuffle, then hold some out -> (documents to train on, held-out documents).
+
+    The seed decides the order. At least one document is left on either side.
+    """
+    shuffled = list(documents)
+    if len(shuffled) == 1 and val_fraction:
+        raise ValueError(
+            "a single document cannot be split into training and held-out ones: give "
+            "more, one a line, or hold out none (val_fraction 0)"
+        )
+    random.Random(seed).shuffle(shuffled)
+    if not val_fraction:
+        return shuffled, []
+    n_held_out = round(len(shuffled) * val_fraction)
+    n_held_out = max(1, min(n_held_out, len(shuffled) - 1))
+    return shuffled[n_held_out:], shuffled[:n_held_out]
+
 
 def evaluate(model, windows, most=500):
-    """The mean loss of a model of floats on windows, in nats a token; 500 give it to about 0.02."""
-    losses = [float(model.loss([w])) * (len(w) - 1) for w in windows[:most]]
-    loss = sum(losses) / sum(len(w) - 1 for w in windows[:most])
-    _need(math.isfinite(loss), f"the loss is {loss}: training diverged", ArithmeticError)
+    """A model's mean loss on windows, in nats, where each prediction counts the same.
+
+    500 windows, or some 30,000 predictions, are enough to know it to about 0.02. Raises
+    ArithmeticError if it is not a finite number.
+    """
+    total = 0.0
+    n_predictions = 0
+    for window in windows[:most]:
+        if n_predictions >= 2**15:
+            break
+        total += float(model.loss([window])) * (len(window) - 1)
+        n_predictions += len(window) - 1
+    loss = total / n_predictions
+    if not math.isfinite(loss):
+        raise ArithmeticError(f"the loss is {loss}: training diverged")
     return loss
 
+
 @lru_cache(4)
-def _order(n, seed): return random.Random(seed).sample(range(n), n)
+def shuffled_range(n, seed):
+    """0 to n - 1, in an order that the seed decides."""
+    return random.Random(seed).sample(range(n), n)
+
 
 class Trainer:
-    """Trains a model in place: an iterator that makes a step and reports it, `steps` times. Workers
-    are processes, or any `executor` like those of concurrent.futures."""
-    def __init__(self, model, tokenizer, documents, config=TrainConfig(), executor=None):
-        self.model, self.tokenizer, self.config, self.step = model, tokenizer, config, 0
-        self.executor, self._pool, self.losses = executor, None, []
+    """Trains a model, in place: an iterator that takes a step and reports it.
+
+        for step in Trainer(model, tokenizer, documents, TrainConfig(steps=100)):
+            print(step.step, step.loss)
+
+    Leave the loop whenever you like; the same Trainer goes on from there. `windows` are
+    those it trains on, `val_windows` the held-out ones, `losses` those of its steps.
+    """
+
+    def __init__(self, model, tokenizer, documents, config=None, engine=None):
+        config = config or TrainConfig()
+        if engine is None:
+            engine = ENGINES[config.engine]()
+            if config.workers > 1:
+                engine = Workers(engine, config.workers)
+        self.engine = engine
+        self.model = engine.prepare(model)
+        self.tokenizer = tokenizer
+        self.config = config
+        self.step = 0
+        self.losses = []
         self.documents, self.val_documents = split_documents(
-            documents, config.val_fraction, config.seed)
-        self.windows, self.val_windows = (
-            [w for document in part for w in windows(document, tokenizer, model.config.block_size)]
-            for part in (self.documents, self.val_documents))
-        self.optimizer = AdamW(model.params, weight_decay=config.weight_decay)
+            documents, config.val_fraction, config.seed
+        )
+        self.windows = self.cut(self.documents)
+        self.val_windows = self.cut(self.val_documents)
+        self.optimizer = engine.optimizer(self.model, config.weight_decay)
+
+    def cut(self, documents):
+        """Documents -> windows of the model's block_size."""
+        block_size = self.model.config.block_size
+        windows = []
+        for document in documents:
+            windows.extend(cut_windows(document, self.tokenizer, block_size))
+        return windows
 
     def batch(self, step):
-        """A step's windows: the next of all, which the seed shuffles anew for every epoch."""
-        seed, size, n = self.config.seed, self.config.batch_size, len(self.windows)
-        return [self.windows[_order(n, f"{seed} {i // n}")[i % n]]
-                for i in range(step * size, (step + 1) * size)]
+        """The windows of a step: the next ones of all, in the order of their epoch.
 
-    def __iter__(self): return self
+        An epoch is once through all windows. Each epoch has an order of its own, which
+        follows from the seed. So a step's batch depends on nothing but its number, and
+        a training that was stopped can go on exactly where it was.
+        """
+        n = len(self.windows)
+        batch = []
+        first = step * self.config.batch_size
+        for i in range(first, first + self.config.batch_size):
+            epoch = i // n
+            order = shuffled_range(n, f"{self.config.seed} {epoch}")
+            batch.append(self.windows[order[i % n]])
+        return batch
+
+    def __iter__(self):
+        return self
+
     def __next__(self):
         config = self.config
         if self.step >= config.steps:
             self.close()
             raise StopIteration
-        started, batch = time.perf_counter(), self.batch(self.step)
-        loss, grads, factor = self.gradients(batch)
-        _need(math.isfinite(loss), f"loss is {loss} at step {self.step + 1}: training diverged, "
-              "try a smaller lr", ArithmeticError)
+        started = time.perf_counter()
+        batch = self.batch(self.step)
+        loss, gradients = self.engine.gradients(self.model, batch)
+        if not math.isfinite(loss):
+            raise ArithmeticError(
+                f"loss is {loss} at step {self.step + 1}: training diverged, "
+                "try a smaller lr"
+            )
+        factor = clip_factor(self.engine.norm(gradients), config.clip)
         lr = learning_rate(self.step, config.steps, config.lr, config.warmup)
-        self.optimizer.step(grads, lr, factor)
+        self.optimizer.step(gradients, lr, factor)
         self.step += 1
         self.losses.append(loss)
-        speed = sum(len(window) - 1 for window in batch) / (time.perf_counter() - started)
-        look = config.eval_every and self.step % config.eval_every == 0 and self.val_windows
-        val_loss = evaluate(self.model, self.val_windows) if look else None
-        return Step(self.step, loss, lr, speed, val_loss)
+        n_tokens = sum(len(window) - 1 for window in batch)
+        speed = n_tokens / (time.perf_counter() - started)
+        return Step(self.step, loss, lr, speed, self.held_out_loss())
 
-    def gradients(self, batch):
-        """A batch's loss, its gradients and the factor that clips them; workers share the windows.
-        On other numbers this is done another way, as is the optimizer's part: examples/engines/."""
-        n = min(self.config.workers, len(batch))
-        parts = [batch[i::n] for i in range(n)]
-        counts = [sum(len(window) - 1 for window in part) for part in parts]
-        losses, grads = zip(*self._parallel_map()(
-            batch_gradients, [self.model] * n, parts, [self.config.engine] * n,
-            [count / sum(counts) for count in counts]))
-        grads = {x: reduce(_sum, [g[x] for g in grads]) for x in grads[0]}
-        return sum(losses), grads, clip_factor(grads, self.config.clip)
+    def held_out_loss(self):
+        """The held-out loss, if this step is one after which it is due, or None."""
+        every = self.config.eval_every
+        if not every or self.step % every != 0 or not self.val_windows:
+            return None
+        return evaluate(self.model, self.val_windows)
 
-    def _parallel_map(self):
-        """map, by one process or several. Same seed, same number of workers: the same bits."""
-        if self.config.workers > 1 and self.executor is None:
-            import signal
-            from concurrent.futures import ProcessPoolExecutor
-            self.executor = self._pool = ProcessPoolExecutor(       # Ctrl-C is not for workers
-                self.config.workers, None, signal.signal, (signal.SIGINT, signal.SIG_IGN))
-        return self.executor.map if self.executor else map
-
-    def about(self): return f"{self.config.engine} engine"                  # For the command line:
-    def rate(self, speed): return f"{speed:,.0f} tokens/s"                  # what runs, how fast.
     def close(self):
-        """Let worker processes go, if the Trainer started any."""
-        if self._pool:
-            self._pool.shutdown()
-            self._pool = self.executor = None
+        """Let go of worker processes, if there are any."""
+        self.engine.close()
 
-# === 9. Generation ========================================================== ladder: die, gpt ===
-# To write is to predict, again and again: the logits of the last token become probabilities, one
-# token is drawn from them and joins the text. Keys and values of tokens that have been read do not
-# change, as no token sees a later one; they are kept, and a new token costs the work of one row.
 
-def sample(logits, temperature=1.0, top_k=0, top_p=1.0, rng=random):
-    """Draw a token id by its row of logits (floats). Dividing them by the temperature makes a
-    probability p go as p^(1/temperature): below 1 the likely gets likelier, above 1 the rare gets
-    its chance, 0 takes the likeliest. top_k keeps the k likeliest tokens (0: all); top_p, of these,
-    the fewest, likeliest first, that hold a share top_p of the probability.
-    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration"."""
-    _check(locals(), temperature=(float, 0, 10 ** 6), top_k=(int, 0, 10 ** 9), top_p=(float, 0, 1))
-    ids = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)
-    if temperature == 0:
-        return ids[0]
-    probs = softmax([(logits[i] - logits[ids[0]]) / temperature for i in ids[:top_k or None]])
-    n = 1 + sum(reached < top_p for reached in accumulate(probs[:-1]))     # 1 + those short of p
-    return rng.choices(ids[:n], probs[:n])[0]
+def clip_factor(norm, limit):
+    """What shortens gradients of this length to the limit, if they are longer.
 
-def stream(model, tokens, max_tokens=200, temperature=1.0, top_k=0, top_p=1.0, seed=None, end=None):
-    """Continue a list of token ids: yields new ids until `end`, by default the last id, is drawn,
-    which is not yielded. `seed` is an int, a random.Random or None. Of a long prompt the last
-    block_size tokens are read; when there are more, the newer half is read again, from 0."""
-    rng = seed if isinstance(seed, random.Random) else random.Random(seed)
+    Here and there the loss has a cliff, where the gradient is a hundred times as long.
+    One such step would throw the parameters far off, and spoil m and v. A limit of 0
+    means none. Source: Pascanu, Mikolov and Bengio 2013, "On the difficulty of training
+    recurrent neural networks", algorithm 1.
+    """
+    if limit == 0 or norm <= limit:
+        return 1.0
+    return limit / norm
+
+
+# === 13. Writing ====================================================== ladder: gpt ===
+# Chapter 8's way to write computes every row anew for each token. It need not. No token
+# sees a later one, so what comes later never changes a row. Only attention looks back
+# at earlier rows, for their keys and values. If we keep those, a new token is the work
+# of one row. What is kept is called the KV cache.
+
+
+class CachedGPT(GPT):
+    """A GPT that remembers what it has read. Call it with the tokens that come next.
+
+    It returns the logits of the last of them only, as one row in a list. Its two seams
+    are those of PackedGPT: the positions go on where the last call ended, and attention
+    also sees the rows that are past.
+    """
+
+    def __init__(self, model):
+        super().__init__(model.config, model.params)
+        self.n_read = 0
+        self.past = {}  # name of an attention -> the rows that it has seen
+
+    def positions(self, tokens):
+        """Where the new tokens stand, after all that were read before."""
+        return range(self.n_read, self.n_read + len(tokens))
+
+    def attend(self, name, x):
+        """The new tokens look at the old ones, too."""
+        past = self.past.setdefault(name, [])
+        return attention_with_past(x, self.config.n_head, past)
+
+    def apply(self, layer, name, x):
+        """As GPT does. But after the blocks, only the last row is of use."""
+        if name == "ln_f":
+            x = x[-1:]
+        return super().apply(layer, name, x)
+
+    def __call__(self, tokens):
+        logits = super().__call__(tokens)
+        self.n_read += len(tokens)
+        return logits
+
+
+@singledispatch
+def attention_with_past(x, n_head, past):
+    """Attention where the rows of x also see the `past` rows, to which they are added.
+
+    A row of x or of past holds a query, a key and a value, as in chapter 4. Only the
+    rows of x have queries that still want an answer. [n, 3C] -> [n, C]
+    """
+    past.extend(x)
+    C = len(x[0]) // 3
+    d = C // n_head
+    scale = d**-0.5
+    out = [[] for _ in x]
+    for i in range(0, C, d):
+        keys = [row[C + i : C + i + d] for row in past]
+        values = [row[2 * C + i : 2 * C + i + d] for row in past]
+        queries = [row[i : i + d] for row in x]
+        scores = matmul(queries, keys)
+        for t, row in enumerate(scores):
+            n_seen = len(past) - len(x) + t + 1
+            weights = softmax_of_floats([score * scale for score in row[:n_seen]])
+            columns = zip(*values[:n_seen])
+            out[t].extend([sum_of_products(weights, column) for column in columns])
+    return out
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens. Raises ValueError for what cannot be.
+
+    top_k keeps the k likeliest tokens (0: all). top_p keeps, of these, the fewest,
+    likeliest first, that hold a share top_p of the probability. Both rule out the many
+    tokens that are each unlikely, but together are drawn often enough to spoil a text.
+    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration".
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            problem = out_of_range(name, value)
+            if problem:
+                raise ValueError(problem)
+
+    def draw(self, logits, rng):
+        """Draw a token id from a row of logits (floats), as `sample` in chapter 8."""
+        if self.temperature == 0 or (self.top_k == 0 and self.top_p == 1):
+            return sample(logits, self.temperature, rng)
+        return sample(self.rule_out(logits), self.temperature, rng)
+
+    def rule_out(self, logits):
+        """The same row, with minus infinity for tokens that may not be drawn.
+
+        e to the power of minus infinity is 0, so softmax gives them no probability.
+        """
+        ids = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)
+        if self.top_k > 0:
+            ids = ids[: self.top_k]
+        largest = logits[ids[0]]
+        scores = [(logits[i] - largest) / self.temperature for i in ids]
+        reached = 0.0
+        kept = [-math.inf] * len(logits)
+        for i, probability in zip(ids, softmax(scores)):
+            kept[i] = logits[i]
+            reached += probability
+            if reached >= self.top_p:
+                break
+        return kept
+
+
+def stream(model, tokens, sampling=None, rng=None, end=None, max_tokens=200):
+    """Continue a list of token ids: yield new ones until `end` is drawn.
+
+    `end` is not yielded; by default it is the last id. Of a prompt longer than the
+    block, the last block_size tokens are read. When the block is full, the model must
+    forget something: positions end at block_size. So the newer half is read again, from
+    position 0. (chapter 8 forgets one token at a time, and reads all others again for
+    each new one.) The same rng, with the same seed, gives the same tokens.
+    """
+    sampling = sampling or Sampling()
+    rng = rng or random.Random()
     end = model.config.vocab_size - 1 if end is None else end
     block_size = model.config.block_size
-    context = unread = list(tokens)[-block_size:]
-    cache = model.new_cache()
+    context = list(tokens)[-block_size:]
+    unread = context
+    reader = CachedGPT(model)
     for _ in range(max_tokens):
-        token = sample(model(unread, cache=cache, last=True)[0], temperature, top_k, top_p, rng)
+        logits = reader(unread)[-1]
+        if hasattr(logits, "tolist"):  # of another kind, such as a NumPy array
+            logits = logits.tolist()
+        token = sampling.draw(logits, rng)
         if token == end:
             return
         yield token
-        context, unread = context + [token], [token]
+        context = context + [token]
+        unread = [token]
         if len(context) > block_size:
-            context = unread = context[-max(1, block_size // 2):]
-            cache = model.new_cache()
+            context = context[-max(1, block_size // 2) :]
+            unread = context
+            reader = CachedGPT(model)
 
-def generate(model, tokenizer, prompt="", **options):
-    """A new document that starts with the prompt; options as for `stream`."""
+
+def generate(model, tokenizer, prompt="", seed=None, max_tokens=200, **options):
+    """Write a document that begins with the prompt. The options are those of Sampling.
+
+    seed is a whole number, or a random.Random that goes on from where it is.
+    """
+    rng = seed if isinstance(seed, random.Random) else random.Random(seed)
     tokens = [tokenizer.end] + tokenizer.encode(prompt)
-    return prompt + tokenizer.decode(stream(model, tokens, end=tokenizer.end, **options))
+    sampling = Sampling(**options)
+    new = stream(model, tokens, sampling, rng, tokenizer.end, max_tokens)
+    return prompt + tokenizer.decode(new)
 
-# === 10. Subword tokens ==========================================================================
-# A token for each character makes texts long; a token for each word has none for the next typo.
-# Byte-pair encoding (BPE) begins with the 256 bytes, of which UTF-8 makes any text, and gives the
-# most frequent pair of neighbours a token of its own, again and again: common words become one
-# token, rare ones several, and nothing is unknown. This is GPT-2's. Source: Sennrich et al. 2016,
-# "Neural Machine Translation of Rare Words with Subword Units", algorithm 1.
 
-# A byte is written as a character: its own or, if that is blank, one from 256 on. A space is Ġ.
-_BLANK = [b for b in range(256) if b == 32 or not chr(b).isprintable()]
-BYTES = [chr(256 + _BLANK.index(b) if b in _BLANK else b) for b in range(256)]
+# Part III, the tool
+
+# === 14. Subword tokens ===============================================================
+# Part III is what makes a model useful the day after it was trained: on other texts, in
+# other programs, and for people who do not write Python.
+#
+# A token for each character makes texts long. A token for each word has none for the
+# next typo. Byte-pair encoding (BPE) lies between. It begins with the 256 bytes, of
+# which UTF-8 makes any text. Then, again and again, it gives the most frequent pair of
+# neighbouring tokens a token of its own. Common words become one token, rare words
+# several, and nothing is unknown. This is GPT-2's tokenizer. Source: Sennrich et al.
+# 2016, "Neural Machine Translation of Rare Words with Subword Units", algorithm 1.
+
+
+def merge_pair(tokens, pair):
+    """Join each occurrence of a pair of neighbours into one token.
+
+    >>> merge_pair(["l", "o", "w", "l", "o"], ("l", "o"))
+    ['lo', 'w', 'lo']
+    """
+    merged = []
+    for token in tokens:
+        if merged and (merged[-1], token) == pair:
+            merged[-1] += token
+        else:
+            merged.append(token)
+    return merged
+
+
+def learn_merges(words, alphabet, n_merges):
+    """The algorithm, said plainly: {word: how often it occurs} -> pairs to merge.
+
+    Of equally frequent pairs, the one whose tokens are older is merged first.
+
+    >>> learn_merges({"low": 2, "lower": 1, "slow": 1}, sorted("elorsw"), n_merges=3)
+    [('l', 'o'), ('lo', 'w'), ('e', 'r')]
+    """
+    ages = {token: age for age, token in enumerate(alphabet)}
+
+    def age_of(pair):
+        return ages[pair[0]], ages[pair[1]]
+
+    spelled = {word: list(word) for word in words}
+    merges = []
+    while len(merges) < n_merges:
+        counts = Counter()
+        for word, count in words.items():
+            for pair in zip(spelled[word], spelled[word][1:]):
+                counts[pair] += count
+        if not counts:
+            break
+        most = max(counts.values())
+        candidates = [pair for pair, count in counts.items() if count == most]
+        pair = min(candidates, key=age_of)
+        merges.append(pair)
+        ages.setdefault("".join(pair), len(ages))
+        spelled = {word: merge_pair(tokens, pair) for word, tokens in spelled.items()}
+    return merges
+
+
+# This counts all pairs again for each merge, which takes hours on a megabyte. The same,
+# faster, counts anew only in words that the last merge has changed, and keeps the pairs
+# in a queue, with the most frequent first. And since Python is quick with strings, a
+# token is a single character here, chr(id). A word is a string of these, a pair is a
+# string of two, and to merge it is word.replace(pair, new).
+
+
+class PairCounts:
+    """How often each pair occurs in some words, kept up to date as pairs are merged."""
+
+    def __init__(self, words, weights):
+        self.words = words
+        self.weights = weights  # how often each word occurs
+        self.counts = Counter()
+        self.places = {}  # pair -> the words that have, or had, it
+        self.queue = []  # (-count, pair), where a count may be out of date: too high
+        self.count(range(len(words)), new="")
+
+    def count(self, changed, new):
+        """Count the pairs of changed words; only those with `new` can have grown."""
+        grown = defaultdict(set)
+        for i in changed:
+            for pair in pairs_of(self.words[i]):
+                self.counts[pair] += self.weights[i]
+                if new in pair:  # "" is in every pair
+                    grown[pair].add(i)
+        self.places.update(grown)
+        for pair in grown:
+            heappush(self.queue, (-self.counts[pair], pair))
+
+    def pop_most_frequent(self):
+        """The pair that occurs most often, or None if no word has two tokens left.
+
+        A count only falls, unless the pair is new. So when the first count in the queue
+        is up to date, no other pair can have more. If it is not, it is put right.
+        """
+        while self.queue:
+            negative_count, pair = self.queue[0]
+            count = self.counts[pair]
+            if -negative_count == count:
+                heappop(self.queue)
+                return pair if count > 0 else None
+            heapreplace(self.queue, (-count, pair))
+        return None
+
+    def merge(self, pair, new):
+        """Put the new token in place of the pair, in all words."""
+        changed = [i for i in self.places.pop(pair) if pair in self.words[i]]
+        for i in changed:
+            for old_pair in pairs_of(self.words[i]):
+                self.counts[old_pair] -= self.weights[i]
+            self.words[i] = self.words[i].replace(pair, new)
+        self.count(changed, new)
+
+
+def pairs_of(word):
+    """The pairs of neighbours in a string.
+
+    >>> list(pairs_of("abc"))
+    ['ab', 'bc']
+    """
+    return map(plus, word, word[1:])
+
+
+def byte_characters():
+    """How GPT-2's vocabulary writes each of the 256 bytes as one visible character.
+
+    A byte is written as the character with its number or, if that would be blank, as
+    the next one from 256 on. So a space is Ġ, which is chr(288).
+    """
+    characters = []
+    n_blank = 0
+    for byte in range(256):
+        character = chr(byte)
+        if byte == 32 or not character.isprintable():
+            character = chr(256 + n_blank)
+            n_blank += 1
+        characters.append(character)
+    return characters
+
+
+BYTES = byte_characters()
+
 
 @cache
-def _pieces():
-    """GPT-2's pattern of the pieces that no token crosses: 's and its like; letters, numerals or
-    other signs, with the space before them; white space, to which \\x1c does not belong."""
-    numerals = r"\d" + "".join(c for c in map(chr, range(sys.maxunicode + 1)) if c.isnumeric()
-                               and not c.isdecimal() and not c.isalpha())
-    space = r"[^\S\x1c-\x1f]"
-    return re.compile(rf"'(?:[stmd]|re|ve|ll)| ?[^\W_{numerals}]+| ?[{numerals}]+"
-                      rf"| ?(?:[^\w\s]|[_\x1c-\x1f])+|{space}+(?={space}|\Z)|{space}+")
+def piece_pattern():
+    r"""GPT-2's pattern for the pieces of a text. No token crosses their borders.
+
+    A piece is 's or the like; a run of letters, of digits or of other signs, with the
+    space before it; or white space. So no token joins a word to a comma, say.
+
+    >>> piece_pattern().findall("It's 3 o'clock, is it?")
+    ['It', "'s", ' 3', ' o', "'", 'clock', ',', ' is', ' it', '?']
+
+    (GPT-2 writes letters as \p{L} and numbers as \p{N}. Python's `re` lacks these, so
+    the numbers that are no digits, such as ½, are listed one by one.)
+    """
+    numbers = []
+    for c in map(chr, range(sys.maxunicode + 1)):
+        if c.isnumeric() and not c.isdecimal() and not c.isalpha():
+            numbers.append(c)
+    number = r"\d" + "".join(numbers)
+    space = r"[^\S\x1c-\x1f]"  # these four are white space to Python only
+    return re.compile(
+        rf"'(?:[stmd]|re|ve|ll)| ?[^\W_{number}]+| ?[{number}]+"
+        rf"| ?(?:[^\w\s]|[_\x1c-\x1f])+|{space}+(?={space}|\Z)|{space}+"
+    )
+
 
 class BPETokenizer:
-    """Byte-level BPE: a vocabulary {token: id}, and merges [(left, right), ...], earliest first.
+    """Byte-level BPE: vocab is {token: id}, merges [(left, right), ...], oldest first.
+
     >>> tokenizer = BPETokenizer.train(["low lower", "slow slower"], vocab_size=261)
     >>> tokenizer.merges, tokenizer.encode("lower")
     ([('l', 'o'), ('lo', 'w'), ('e', 'r'), ('s', 'low')], [257, 258])
     """
-    # As Python is quick with strings, a token that is being merged is one character, chr(id), and a
-    # piece a string of them: its pairs are map(concat, piece, piece[1:]), a merge is str.replace.
+
     def __init__(self, vocab, merges):
-        _need({*BYTES, END} <= vocab.keys() and set(BYTES) == set("".join(vocab)), "no byte tokens")
-        made = set(BYTES)
+        if not {*BYTES, END} <= vocab.keys() or set("".join(vocab)) != set(BYTES):
+            raise ValueError(f"the vocabulary must have all 256 bytes and {END}")
+        known = set(BYTES)
         for pair in merges:
-            _need(len(pair) == 2 and made >= {*pair} and "".join(pair) in vocab,
-                  f"{pair!r} does not merge two tokens, made before, into one of the vocabulary")
-            made.add("".join(pair))
-        self.vocab, self.merges, self.vocab_size, self.end = vocab, merges, len(vocab), vocab[END]
-        self._byte_tokens = [chr(vocab[byte]) for byte in BYTES]
-        self._merged = {chr(vocab[a]) + chr(vocab[b]): chr(vocab[a + b]) for a, b in merges}
-        self._ranks = {pair: rank for rank, pair in enumerate(self._merged)}
-        byte = dict(zip(BYTES, range(256)))
-        self._bytes = {i: bytes(map(byte.get, token)) for token, i in vocab.items()}
-        self._piece_ids = lru_cache(2 ** 16)(self._merge)
+            if (
+                len(pair) != 2
+                or not known.issuperset(pair)
+                or "".join(pair) not in vocab
+            ):
+                raise ValueError(
+                    f"{pair!r} does not merge two tokens, made before, into one of the "
+                    "vocabulary"
+                )
+            known.add("".join(pair))
+        self.vocab = vocab
+        self.merges = merges
+        self.vocab_size = len(vocab)
+        self.end = vocab[END]
+        self.byte_tokens = [chr(vocab[byte]) for byte in BYTES]
+        self.merged = {}  # in order of age
+        for left, right in merges:
+            pair = chr(vocab[left]) + chr(vocab[right])
+            self.merged[pair] = chr(vocab[left + right])
+        self.ages = {pair: age for age, pair in enumerate(self.merged)}
+        byte_values = {character: b for b, character in enumerate(BYTES)}
+        self.token_bytes = {}
+        for token, i in vocab.items():
+            self.token_bytes[i] = bytes(map(byte_values.get, token))
+        self.encode_piece = lru_cache(2**16)(self.merge_piece)
 
     @classmethod
     def train(cls, documents, vocab_size):
-        """Learn from documents: 256 bytes, <|endoftext|>, and as many merges as make vocab_size, or
-        as there are. Of equally frequent pairs the one with the smallest ids is merged first."""
-        _check(locals(), vocab_size=(int, 257, 10 ** 6))
-        tokens, merges = sorted(BYTES), []
+        """Learn from documents: 256 bytes, END, and merges up to vocab_size tokens."""
+        if type(vocab_size) is not int or not 257 <= vocab_size <= 10**6:
+            raise ValueError(
+                f"vocab_size is {vocab_size!r}: must be a whole number from 257 to "
+                "1000000"
+            )
+        tokens = sorted(BYTES)
         byte_tokens = [chr(tokens.index(byte)) for byte in BYTES]
-        pieces = Counter(piece for document in documents for part in document.split(END)
-                         for piece in _pieces().findall(part))
-        words = ["".join(map(byte_tokens.__getitem__, piece.encode())) for piece in pieces]
-        weights, changed, new = [*pieces.values()], range(len(words)), ""
-        counts, pieces_with, queue = Counter(), {}, []
+        pieces = Counter()
+        for document in documents:
+            for part in document.split(END):
+                pieces.update(piece_pattern().findall(part))
+        words = []
+        for piece in pieces:
+            words.append("".join([byte_tokens[b] for b in piece.encode()]))
+        pair_counts = PairCounts(words, list(pieces.values()))
+        merges = []
         while len(tokens) < vocab_size - 1:
-            # 1) Count the pairs of all pieces, and from then on of those that a merge has changed,
-            #    where only pairs with the new token can have become more frequent.
-            fresh = defaultdict(set)
-            for i in changed:
-                for pair in map(concat, words[i], words[i][1:]):
-                    counts[pair] += weights[i]
-                    if new in pair:         # at first new is "", which is in every pair
-                        fresh[pair].add(i)
-            pieces_with.update(fresh)
-            for pair in fresh:
-                heappush(queue, (-counts[pair], pair))
-            # 2) The most frequent pair is first in the queue, once its count there is up to date.
-            while queue and -queue[0][0] != counts[queue[0][1]]:
-                heapreplace(queue, (-counts[queue[0][1]], queue[0][1]))
-            if not queue or queue[0][0] == 0:
+            pair = pair_counts.pop_most_frequent()
+            if pair is None:
                 break
-            # 3) Make it a token, in all pieces that have it.
-            pair = heappop(queue)[1]
-            merges.append(tuple(tokens[ord(token)] for token in pair))
-            new = chr(len(tokens))
+            merges.append(tuple(tokens[ord(character)] for character in pair))
+            pair_counts.merge(pair, chr(len(tokens)))
             tokens.append("".join(merges[-1]))
-            changed = [i for i in pieces_with.pop(pair) if pair in words[i]]
-            for i in changed:
-                for old in map(concat, words[i], words[i][1:]):
-                    counts[old] -= weights[i]
-                words[i] = words[i].replace(pair, new)
-        return cls({token: i for i, token in enumerate(tokens + [END])}, merges)
+        vocab = {token: i for i, token in enumerate(tokens + [END])}
+        return cls(vocab, merges)
 
     def encode(self, text):
-        """Text -> ids; <|endoftext|> in it is that token. No text is unknown."""
+        """Text -> ids. <|endoftext|> in it is one token. No text is unknown."""
         ids = []
         for n, part in enumerate(text.split(END)):
-            ids += [self.end] * (n > 0)
-            ids += [i for piece in _pieces().findall(part) for i in self._piece_ids(piece)]
+            if n > 0:
+                ids.append(self.end)
+            for piece in piece_pattern().findall(part):
+                ids.extend(self.encode_piece(piece))
         return ids
 
-    def _merge(self, piece):
-        # Again and again, of the pairs that it has, the one that was merged earliest in training.
-        word = "".join(map(self._byte_tokens.__getitem__, piece.encode()))
+    def merge_piece(self, piece):
+        """A piece -> ids: merge the oldest pair that it has, again and again."""
+        word = "".join([self.byte_tokens[b] for b in piece.encode()])
         while True:
-            pair = min(map(concat, word, word[1:]), default="",
-                       key=lambda pair: self._ranks.get(pair, math.inf))
-            if pair not in self._ranks:
-                return list(map(ord, word))
-            word = word.replace(pair, self._merged[pair])
+            known = [pair for pair in pairs_of(word) if pair in self.ages]
+            if not known:
+                return [ord(character) for character in word]
+            pair = min(known, key=self.ages.__getitem__)
+            word = word.replace(pair, self.merged[pair])
 
     def decode(self, ids):
-        """Ids -> text. Bytes that are not UTF-8, such as half a character, become U+FFFD."""
-        return b"".join(map(self._bytes.__getitem__, ids)).decode(errors="replace")
+        """Ids -> text. Bytes that are not UTF-8 (half a character) become U+FFFD."""
+        return b"".join([self.token_bytes[i] for i in ids]).decode(errors="replace")
 
-# === 11. Checkpoints =============================================================================
-# A checkpoint is a directory in the form that GPT-2 has at Hugging Face: config.json is the shape,
-# model.safetensors the parameters, tokenizer.json the tokens; trainer.safetensors lets a training
-# go on. The transformers library opens what is saved here, and GPT-2's own directories open here.
-# As files may come from strangers, what they say is checked before it is believed.
 
-GPT2 = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True, "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False}       # which other models may have otherwise
-FLOATS = {"F64": ("d", 8), "F32": ("f", 4), "F16": ("e", 2), "BF16": ("f", 2)}     # code, bytes
-MOST_PARAMETERS = 10 ** 7           # larger models are read as arrays of 4-byte floats, to be run
+# === 15. Checkpoints ==================================================================
+# A checkpoint is a directory with the files that a GPT-2 has at Hugging Face:
+#
+#     config.json            the model's shape
+#     model.safetensors      its parameters
+#     tokenizer.json         its tokens; tokenizer_config.json tells how to load them
+#     trainer.safetensors    only ours: what it takes to go on with the training
+#
+# The transformers library opens what is saved here, and GPT-2's own directories open
+# here. Files may come from strangers. So what they say is checked before it is
+# believed, in named steps, and each step has its own refusal.
 
-def _save(directory, files):
-    """Write {name: pieces of bytes} into a directory: all of them or, whatever happens, none.
-    When all are in `new`, it becomes `saved`, in one instant, and from then on `_reading` finds
-    them there; last they move to their places. Should that be cut short, the next save ends it."""
-    import shutil
-    new, saved = (os.path.join(directory, name) for name in (".microgpt-new", ".microgpt-saved"))
-    def settle():
-        for name in os.listdir(saved) if os.path.isdir(saved) else ():
-            os.replace(os.path.join(saved, name), os.path.join(directory, name))
-        shutil.rmtree(saved, ignore_errors=True)
-        shutil.rmtree(new, ignore_errors=True)
-    settle()
+GPT2 = {  # what config.json must say, if it says anything, for the model to be ours
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+}
+FLOATS = {"F64": ("d", 8), "F32": ("f", 4), "F16": ("e", 2), "BF16": ("f", 2)}
+MOST_PARAMETERS = 10**7  # larger models are kept in 4-byte floats, and only run here
+NEW = ".microgpt-new"
+SAVED = ".microgpt-saved"
+
+
+def save_files(directory, files):
+    """Write {name: pieces of bytes} into a directory: all of them or none.
+
+    Whenever the machine stops, the directory must hold the old files or the new ones,
+    never some of each. So: 1) All are written into a folder, NEW. 2) The folder becomes
+    SAVED, by a renaming, which takes an instant. From then on, open_file finds them
+    there. 3) They move to their places. If this is cut short, the next save ends it.
+    """
+    new = os.path.join(directory, NEW)
     try:
+        move_into_place(directory)
         os.makedirs(new)
         for name, pieces in files.items():
             with open(os.path.join(new, name), "wb") as file:
                 file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
-        os.rename(new, saved)
+        os.rename(new, os.path.join(directory, SAVED))
     except OSError as error:
-        error.filename = error.filename or directory        # a full disk comes without a name
+        error.filename = error.filename or directory  # a full disk does not say where
         raise
     finally:
-        settle()
+        move_into_place(directory)
+
+
+def move_into_place(directory):
+    """Step 3 above, and the end of what a save that failed has left."""
+    saved = os.path.join(directory, SAVED)
+    if os.path.isdir(saved):
+        for name in os.listdir(saved):
+            os.replace(os.path.join(saved, name), os.path.join(directory, name))
+    shutil.rmtree(saved, ignore_errors=True)
+    shutil.rmtree(os.path.join(directory, NEW), ignore_errors=True)
+
 
 @contextmanager
-def _reading(directory, name):
-    """Open a checkpoint's file; what is wrong with its contents becomes a ValueError naming it."""
+def open_file(directory, name):
+    """Open a checkpoint's file. An error in its contents becomes one that names it."""
     path = os.path.join(directory, name)
-    try:
-        file = open(os.path.join(directory, ".microgpt-saved", name), "rb")
-    except OSError:
-        file = open(path, "rb")
-    with file:
+    with open_newest(directory, name) as file:
         try:
             yield file
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            what = "".join(c if c.isprintable() else "?" for c in what[:300])
-            raise ValueError(f"{path}: {what}") from None
+        except KeyError as error:
+            message = printable(str(error)[:300])
+            raise ValueError(f"{path}: {message} is missing") from None
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            message = printable(str(error)[:300])
+            raise ValueError(f"{path}: {message}") from None
+        except RecursionError:
+            raise ValueError(f"{path}: it is nested too deep") from None
 
-def _from_json(text):
-    def distinct(pairs):
-        _need(len(dict(pairs)) == len(pairs), "a key is there twice")
-        return dict(pairs)
-    contents = json.loads(text, object_pairs_hook=distinct)
-    _need(isinstance(contents, dict), "it is not a JSON object")
+
+def open_newest(directory, name):
+    """The file where step 2 of a save has put it or, as a rule, in its place."""
+    try:
+        return open(os.path.join(directory, SAVED, name), "rb")
+    except OSError:
+        return open(os.path.join(directory, name), "rb")
+
+
+def printable(text):
+    """What is fit for a terminal of a text that may be a stranger's."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def parse_json(raw):
+    """The bytes of a JSON object -> a dict. A key that is there twice is an error."""
+
+    def without_doubles(pairs):
+        contents = dict(pairs)
+        if len(contents) < len(pairs):
+            raise ValueError("a key is there twice")
+        return contents
+
+    contents = json.loads(raw, object_pairs_hook=without_doubles)
+    if not isinstance(contents, dict):
+        raise ValueError("it is not a JSON object")
     return contents
 
-def _json(**contents): return [json.dumps(contents, indent=2).encode()]
 
-# A .safetensors file is: the size of its header, in 8 bytes; the header, JSON that gives for every
-# tensor its dtype, shape and data_offsets [start, stop]; the numbers, row by row, without gaps. All
-# is little-endian. The weights of GPT-2's linear layers, c_, lie there as [n_in, n_out].
+def to_json(**contents):
+    """A JSON file, as the pieces of bytes that save_files takes."""
+    return [json.dumps(contents, indent=2).encode()]
 
-def _entry(name, shape, dtype, start):
-    _need(dtype in FLOATS, f"tensor {name!r} is {dtype!r}: it must be one of {[*FLOATS]}")
-    return {"dtype": dtype, "shape": list(shape[::-1] if ".c_" in name else shape),
-            "data_offsets": [start, start + math.prod(shape) * FLOATS[dtype][1]]}
 
-def _write_tensors(tensors, dtype="F64", **metadata):
+# A .safetensors file has three parts: the length of the header, in 8 bytes; the header,
+# JSON that gives each tensor's dtype, shape and data_offsets [start, stop]; and the
+# numbers, row by row, without gaps. All numbers are little-endian. In GPT-2's files the
+# weights of linear layers are [n_in, n_out], the transpose of what they are here.
+
+
+def write_tensors(tensors, dtype="F64", **metadata):
     """{name: row or rows} -> the pieces of a .safetensors file. F64 loses nothing."""
-    header, stop = {"__metadata__": {"format": "pt", **metadata}}, 0
+    header = {"__metadata__": {"format": "pt", **metadata}}
+    stop = 0
     for name, x in tensors.items():
-        shape = (len(x), len(x[0])) if _rows(x) is x else (len(x),)
-        header[name] = _entry(name, shape, dtype, stop)
+        shape = (len(x), len(x[0])) if hasattr(x[0], "__len__") else (len(x),)
+        header[name] = tensor_entry(name, shape, dtype, stop)
         stop = header[name]["data_offsets"][1]
     text = json.dumps(header).encode()
     yield len(text).to_bytes(8, "little") + text
     for name, x in tensors.items():
-        for row in zip(*x) if ".c_" in name and _rows(x) is x else _rows(x):
-            _need(all(map(math.isfinite, row)), f"{name} has numbers that are not finite")
+        for row in zip(*x) if is_linear_weight(name) else to_rows(x):
+            if not all(map(math.isfinite, row)):
+                raise ValueError(f"{name} has numbers that are not finite")
             yield struct.pack(f"<{len(row)}{FLOATS[dtype][0]}", *row)
 
-def _read_tensors(file, shapes, code="d"):
-    """A .safetensors file of just these shapes -> {name: row or rows}, metadata."""
-    row = partial(array, code) if sum(map(math.prod, shapes.values())) > MOST_PARAMETERS else list
-    size = os.fstat(file.fileno()).st_size
-    data = 8 + int.from_bytes(file.read(8), "little")
-    _need(8 < data <= min(size, 10 ** 8), f"its {size:,} bytes have a header up to {data:,}")
-    header, tensors, place = _from_json(file.read(data - 8)), {}, 0
+
+def tensor_entry(name, shape, dtype, start):
+    """What a header says of a tensor of this shape."""
+    n_bytes = math.prod(shape) * FLOATS[dtype][1]
+    if is_linear_weight(name):
+        shape = shape[::-1]
+    offsets = [start, start + n_bytes]
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
+
+
+def read_tensors(file, shapes, code="d"):
+    """A .safetensors file of just these shapes -> ({name: row or rows}, metadata).
+
+    Many numbers become arrays with this type code, few become lists.
+    """
+    header, n_bytes = read_header(file)
     metadata = {**header.pop("__metadata__", {})}
-    # As they lie in the file, so that each must begin where the last one ended.
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        name = name.removeprefix("transformer.")
-        if re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):        # a causal mask of old
-            start, stop = entry["data_offsets"]
-            _need(start == place <= stop <= size - data, f"{name!r} leaves a gap, or overlaps")
-            place = file.seek(data + stop) - data
+    large = sum(map(math.prod, shapes.values())) > MOST_PARAMETERS
+    tensors = {}
+    place = 0
+    for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
+        entry = header[name]
+        name = name[12:] if name.startswith("transformer.") else name
+        if re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):
+            place = skip_mask(file, name, entry, place, n_bytes)
             continue
-        _need(name in shapes and name not in tensors, f"tensor {name!r} is unknown, or there twice")
-        right = _entry(name, shapes[name], entry["dtype"], place)
-        start, place = right["data_offsets"]
-        _need(json.dumps(entry, sort_keys=True) == json.dumps(right, sort_keys=True) and place <=
-              size - data, f"tensor {name!r} is {entry}, of {size - data:,} bytes: not {right}")
-        numbers, width = _floats(file.read(place - start), entry["dtype"]), right["shape"][-1]
-        rows = (numbers[i:i + width] for i in range(0, len(numbers), width))
-        if ".c_" in name and len(shapes[name]) > 1:
-            rows = (numbers[i::width] for i in range(width))
-        rows = list(map(row, rows))
-        _need(all(all(map(math.isfinite, part)) for part in rows),
-              f"tensor {name!r} has numbers that are not finite")
-        tensors[name] = rows if len(shapes[name]) > 1 else rows[0]
-    _need(place == size - data, f"its tensors end at {place:,} of {size - data:,} bytes")
+        if name not in shapes:
+            raise ValueError(f"tensor {name!r} is not one of a model of this shape")
+        if name in tensors:
+            raise ValueError(f"tensor {name!r} is there twice")
+        numbers = read_numbers(file, name, shapes[name], entry, place, n_bytes)
+        place = entry["data_offsets"][1]
+        tensors[name] = to_table(name, numbers, shapes[name], code if large else None)
+        for row in to_rows(tensors[name]):
+            if not all(map(math.isfinite, row)):
+                raise ValueError(f"tensor {name!r} has numbers that are not finite")
+    if place != n_bytes:
+        raise ValueError(f"its tensors end at {place:,} of {n_bytes:,} bytes")
     return {name: tensors[name] for name in shapes}, metadata
 
-def _floats(raw, dtype):
+
+def read_header(file):
+    """1) The header -> (what it says, how many bytes of numbers follow it)."""
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if not 0 < length <= min(size - 8, 10**8):
+        raise ValueError(f"its {size:,} bytes cannot have a header of {length:,}")
+    return parse_json(file.read(length)), size - 8 - length
+
+
+def skip_mask(file, name, entry, place, n_bytes):
+    """2) Old files keep a causal mask in each block. Nothing in it is needed."""
+    start, stop = entry["data_offsets"]
+    if not start == place <= stop <= n_bytes:
+        raise ValueError(f"tensor {name!r} leaves a gap, or overlaps with another")
+    file.seek(stop - start, os.SEEK_CUR)
+    return stop
+
+
+def read_numbers(file, name, shape, entry, place, n_bytes):
+    """3) A tensor's numbers, if its entry is just what it must be."""
+    dtype = entry["dtype"]
+    if dtype not in FLOATS:
+        raise ValueError(f"tensor {name!r} is {dtype!r}: must be one of {[*FLOATS]}")
+    right = tensor_entry(name, shape, dtype, place)
+    if json.dumps(entry, sort_keys=True) != json.dumps(right, sort_keys=True):
+        raise ValueError(f"tensor {name!r} is {entry}: must be {right}")
+    start, stop = right["data_offsets"]
+    if stop > n_bytes:
+        raise ValueError(
+            f"tensor {name!r} ends at {stop:,}, but there are {n_bytes:,} bytes"
+        )
+    return to_floats(file.read(stop - start), dtype)
+
+
+def to_floats(raw, dtype):
+    """4) Bytes -> an array of floats."""
     code = FLOATS[dtype][0]
-    if dtype == "BF16":                     # the upper halves of F32
-        halves, raw = raw, bytearray(2 * len(raw))
-        raw[2::4], raw[3::4] = halves[::2], halves[1::2]
-    if code == "e" or sys.byteorder == "big":       # no array of these
-        return array("d", struct.unpack(f"<{len(raw) // struct.calcsize(code)}{code}", raw))
+    if dtype == "BF16":  # the upper halves of F32
+        halves = raw
+        raw = bytearray(2 * len(halves))
+        raw[2::4] = halves[::2]
+        raw[3::4] = halves[1::2]
+    if code == "e" or sys.byteorder == "big":  # there is no array of these
+        n = len(raw) // struct.calcsize(code)
+        return array("d", struct.unpack(f"<{n}{code}", raw))
     return array(code, raw)
 
-def _tokenizer_files(tokenizer):
-    # To the tokenizers library, characters are a BPE that merges nothing.
-    merges, level, decoder = [], None, {"type": "Fuse"}
-    if isinstance(tokenizer, BPETokenizer):
-        merges = list(map(" ".join, tokenizer.merges))
-        level = decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"tokenizer.json": _json(
-                version="1.0", pre_tokenizer=level, decoder=decoder,
-                added_tokens=[{"id": tokenizer.end, "content": END, "special": True, **flags}],
-                model={"type": "BPE", "vocab": tokenizer.vocab, "merges": merges}),
-            "tokenizer_config.json": _json(
-                tokenizer_class="PreTrainedTokenizerFast", bos_token=END, eos_token=END,
-                clean_up_tokenization_spaces=False,
-                model_input_names=["input_ids", "attention_mask"])}
 
-def load_tokenizer(directory):
-    """The CharTokenizer or BPETokenizer in a directory: from tokenizer.json, or from GPT-2's
-    vocab.json and merges.txt. Raises OSError and ValueError as `GPT.load` does."""
-    def build(vocab, merges, bytewise):
-        _need(f"{sorted(vocab.values())}" == f"{[*range(len(vocab))]}", "its ids have gaps")
-        merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
-        tokenizer = (BPETokenizer(vocab, merges) if bytewise else
-                     CharTokenizer(["".join(vocab.keys() - {END})]))
-        _need(tokenizer.vocab == vocab and (bytewise or not merges), "not characters in order")
-        return tokenizer
-    try:
-        with _reading(directory, "tokenizer.json") as file:
-            found = _from_json(file.read())
-            model, level = found["model"], found.get("pre_tokenizer")
-            kind = level or {"type": "ByteLevel", "add_prefix_space": False}
-            special = {token["content"]: token["id"] for token in found["added_tokens"]
-                       if not any(map(token.get, ("single_word", "lstrip", "rstrip")))}
-            odd = [found.get("normalizer"), kind["add_prefix_space"], not kind.get("use_regex", 1)]
-            odd += map(model.get, ["dropout", "ignore_merges", "end_of_word_suffix",
-                                   "continuing_subword_prefix"])
-            _need((model.get("type", "BPE"), kind["type"], *special) == ("BPE", "ByteLevel", END)
-                  and not any(odd), f"it is not of GPT-2's kind, {END} its only special token")
-            tokenizer = build({**model["vocab"], **special}, model["merges"], level)
-    except FileNotFoundError:
-        with _reading(directory, "vocab.json") as file:
-            vocab = _from_json(file.read())
-        with _reading(directory, "merges.txt") as file:
-            lines = [line for line in file.read().decode().split("\n") if line[:8] != "#version"]
-            tokenizer = build(vocab, filter(None, lines), bytewise=True)
-    with suppress(FileNotFoundError), _reading(directory, "config.json") as file:
-        size = _from_json(file.read())["vocab_size"]
-        _need(size == tokenizer.vocab_size, f"the model has {size!r} tokens, and the tokenizer "
-              f"beside it {tokenizer.vocab_size}: they do not belong together")
-    return tokenizer
+def to_table(name, numbers, shape, code):
+    """5) Numbers in the file's order -> a row or rows, as [n_out, n_in]."""
 
-def _save_model(self, directory, tokenizer=None, also=(), write=_write_tensors, **metadata):
-    """Save a model, and its tokenizer, as a directory that transformers opens too. Raises OSError
-    or, if a number is not finite, ValueError; then all is as before. `write` makes the bytes."""
-    end = tokenizer.end if tokenizer else self.config.vocab_size - 1
-    dtype = "F64" if parameter_count(self.config) <= MOST_PARAMETERS else "F32"
-    _save(directory, {
-        **(_tokenizer_files(tokenizer) if tokenizer else {}), **dict(also),
-        "config.json": _json(
-            **GPT2, **asdict(self.config), n_positions=self.config.block_size, bos_token_id=end,
-            eos_token_id=end, architectures=["GPT2LMHeadModel"], dtype=dtype.replace("F", "float")),
-        "model.safetensors": write(self.params, dtype, **metadata)})
+    def to_row(part):
+        return list(part) if code is None else array(code, part)
 
-def _load_model(directory):
-    """The GPT that `save` or transformers put there; ValueError names a file that is not sound."""
-    with _reading(directory, "config.json") as file:
-        found = _from_json(file.read())
-        config = Config(found["vocab_size"], found["n_positions"], found["n_layer"],
-                        found["n_head"], found["n_embd"])
-        inner = None if found.get("n_inner") is None else 4 * config.n_embd
-        for name, ours in {**GPT2, "n_inner": inner}.items():
-            _need(found.get(name, ours) == ours, f"{name} is {found.get(name)!r}, not {ours!r}")
-    with _reading(directory, "model.safetensors") as file:
-        params, metadata = _read_tensors(file, parameter_shapes(config), "f")
-    model = GPT(config, params)
-    model.step = metadata.get("step")       # of the training that it comes from
+    if len(shape) == 1:
+        return to_row(numbers)
+    n_rows, n = shape
+    if is_linear_weight(name):
+        return [to_row(numbers[i::n_rows]) for i in range(n_rows)]
+    return [to_row(numbers[i * n : i * n + n]) for i in range(n_rows)]
+
+
+def save_model(model, directory, tokenizer=None, also=None, write=None, **metadata):
+    """Save a model, and its tokenizer, as a directory that transformers opens too.
+
+    `also` may hold more files to be saved in the same instant, {name: pieces}. `write`
+    may take the place of write_tensors. Raises OSError, or ValueError if a number is
+    not finite; then all is as it was before.
+    """
+    config = model.config
+    write = write or write_tensors
+    end = tokenizer.end if tokenizer else config.vocab_size - 1
+    dtype = "F64" if parameter_count(config) <= MOST_PARAMETERS else "F32"
+    files = dict(also or {})
+    if tokenizer:
+        files.update(tokenizer_files(tokenizer))
+    files["config.json"] = to_json(
+        **GPT2,
+        **asdict(config),
+        n_positions=config.block_size,
+        bos_token_id=end,
+        eos_token_id=end,
+        architectures=["GPT2LMHeadModel"],
+        dtype=dtype.replace("F", "float"),
+    )
+    files["model.safetensors"] = write(model.params, dtype, **metadata)
+    save_files(directory, files)
+
+
+def load_model(directory):
+    """The GPT that save_model or transformers has put into a directory.
+
+    Raises OSError, or ValueError that names the file and what is wrong with it.
+    """
+    model, _ = read_model(directory)
     return model
 
-def _fingerprint(of):
-    return str(zlib.crc32(json.dumps([of.config.seed, of.documents, of.val_documents]).encode()))
 
-def _save_trainer(self, directory, write=_write_tensors):
-    """Save a training between two steps, model and tokenizer included, as `GPT.save` does."""
-    state = {"step": str(self.step), "documents": _fingerprint(self),
-             "config": json.dumps(asdict(self.config))}
-    moments = {f"{moment}.{name}": x for moment in "mv"
-               for name, x in getattr(self.optimizer, moment).items()}
-    self.model.save(directory, self.tokenizer, {"trainer.safetensors": write(moments, **state)},
-                    write, step=state["step"])
+def read_model(directory):
+    """-> (the GPT, the metadata of its file)"""
+    with open_file(directory, "config.json") as file:
+        found = parse_json(file.read())
+        sizes = {"block_size": found["n_positions"]}
+        for name in ("vocab_size", "n_layer", "n_head", "n_embd"):
+            sizes[name] = found[name]
+        config = Config(**sizes)
+        for name, ours in GPT2.items():
+            if found.get(name, ours) != ours:
+                raise ValueError(f"{name} is {found[name]!r}: must be {ours!r}")
+        n_inner = found.get("n_inner")
+        if n_inner not in (None, 4 * config.n_embd):
+            raise ValueError(f"n_inner is {n_inner!r}: must be {4 * config.n_embd}")
+    with open_file(directory, "model.safetensors") as file:
+        params, metadata = read_tensors(file, parameter_shapes(config), "f")
+    return GPT(config, params), metadata
 
-def _load_trainer(cls, directory, documents, executor=None, **changes):
-    """Go on with a saved training as if it had never stopped (but `losses` begin anew). `documents`
-    must be those it began with; `changes` are to its TrainConfig, such as more steps."""
-    model, tokenizer = GPT.load(directory), load_tokenizer(directory)
-    shapes = parameter_shapes(model.config)
-    with _reading(directory, "trainer.safetensors") as file:
-        moments, state = _read_tensors(file, {f"{m}.{x}": shapes[x] for m in "mv" for x in shapes})
-        _need(state["step"] == model.step and re.fullmatch("[0-9]{1,10}", model.step),
-              "it is not of the model that is saved here (or just now being saved: try again)")
-        config = TrainConfig(**{**_from_json(state["config"]), **changes})
-        trainer = cls(model, tokenizer, documents, config, executor)
-        _need(state.get("documents") == _fingerprint(trainer), "its training began with other "
-              "documents, or another seed or val_fraction")
-    for name, x in moments.items():
-        _need(name[0] == "m" or min(map(min, _rows(x))) >= 0, f"{directory}: {name} is negative")
-    m, v = ({x: moments[f"{moment}.{x}"] for x in shapes} for moment in "mv")
-    trainer.optimizer.m, trainer.optimizer.v = m, v
-    trainer.step = trainer.optimizer.steps = int(model.step)
+
+def parameter_count(config, part=""):
+    """How many numbers a model has, or a part of it, such as "wte", "attn" or "h.0.".
+
+    >>> config = Config(vocab_size=27)
+    >>> [parameter_count(config, part) for part in ("", "wte", "wpe", "attn", "mlp")]
+    [4000, 432, 256, 1088, 2128]
+    """
+    count = 0
+    for name, shape in parameter_shapes(config).items():
+        if part in name:
+            count += math.prod(shape)
+    return count
+
+
+def tokenizer_files(tokenizer):
+    """The two files of a tokenizer. Characters are a BPE that merges nothing."""
+    merges = []
+    pre_tokenizer = None
+    decoder = {"type": "Fuse"}
+    if isinstance(tokenizer, BPETokenizer):
+        merges = [" ".join(pair) for pair in tokenizer.merges]
+        decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+        pre_tokenizer = decoder
+    end = {"id": tokenizer.end, "content": END, "special": True}
+    for flag in ("single_word", "lstrip", "rstrip", "normalized"):
+        end[flag] = False
+    return {
+        "tokenizer.json": to_json(
+            version="1.0",
+            pre_tokenizer=pre_tokenizer,
+            decoder=decoder,
+            added_tokens=[end],
+            model={"type": "BPE", "vocab": tokenizer.vocab, "merges": merges},
+        ),
+        "tokenizer_config.json": to_json(
+            tokenizer_class="PreTrainedTokenizerFast",
+            bos_token=END,
+            eos_token=END,
+            clean_up_tokenization_spaces=False,
+            model_input_names=["input_ids", "attention_mask"],
+        ),
+    }
+
+
+def load_tokenizer(directory):
+    """Load tokenizer.json or, as GPT-2 has them, vocab.json and merges.txt.
+
+    Raises OSError and ValueError as load_model does.
+    """
+    try:
+        with open_file(directory, "tokenizer.json") as file:
+            tokenizer = tokenizer_from_json(parse_json(file.read()))
+    except FileNotFoundError:
+        with open_file(directory, "vocab.json") as file:
+            vocab = parse_json(file.read())
+        with open_file(directory, "merges.txt") as file:
+            lines = file.read().decode().split("\n")
+            merges = [x for x in lines if x and not x.startswith("#version")]
+            tokenizer = build_tokenizer(vocab, merges, is_bytewise=True)
+    with suppress(FileNotFoundError), open_file(directory, "config.json") as file:
+        vocab_size = parse_json(file.read())["vocab_size"]
+        if vocab_size != tokenizer.vocab_size:
+            raise ValueError(
+                f"the model has {vocab_size!r} tokens, and the tokenizer beside it "
+                f"{tokenizer.vocab_size}: they do not belong together"
+            )
+    return tokenizer
+
+
+def tokenizer_from_json(found):
+    """What tokenizer.json says -> a tokenizer, if it is of a kind that we have.
+
+    The tokenizers library has many settings. Each of those below would cut texts
+    another way than ours, so it must be off.
+    """
+    model = found["model"]
+    pre_tokenizer = found.get("pre_tokenizer")
+    kind = pre_tokenizer or {"type": "ByteLevel", "add_prefix_space": False}
+    settings = {name: model.get(name) for name in ("dropout", "ignore_merges")}
+    for name in ("end_of_word_suffix", "continuing_subword_prefix"):
+        settings[name] = model.get(name)
+    settings["normalizer"] = found.get("normalizer")
+    settings["add_prefix_space"] = kind.get("add_prefix_space", True)
+    settings["use_regex: false"] = not kind.get("use_regex", True)
+    settings["a model that is not BPE"] = model.get("type", "BPE") != "BPE"
+    settings["a pre-tokenizer that is not ByteLevel"] = kind["type"] != "ByteLevel"
+    for token in found["added_tokens"]:
+        settings[f"the special token {token['content']}"] = token["content"] != END
+        for flag in ("single_word", "lstrip", "rstrip"):
+            settings[flag] = settings.get(flag) or token.get(flag)
+    for name, is_on in settings.items():
+        if is_on:
+            raise ValueError(f"it is not GPT-2's kind of tokenizer: it has {name}")
+    ends = [token["id"] for token in found["added_tokens"]]
+    if len(ends) != 1:
+        raise ValueError(f"it must have one special token, {END}, not {len(ends)}")
+    vocab = {**model["vocab"], END: ends[0]}
+    return build_tokenizer(vocab, model["merges"], pre_tokenizer is not None)
+
+
+def build_tokenizer(vocab, merges, is_bytewise):
+    """A vocabulary and merges, as pairs or as "left right" -> a tokenizer."""
+    if [type(i) for i in vocab.values()] != [int] * len(vocab):
+        raise ValueError("its ids are not whole numbers")
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise ValueError("its ids have gaps")
+    if is_bytewise:
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+        return BPETokenizer(vocab, [tuple(pair) for pair in pairs])
+    tokenizer = CharTokenizer(["".join(vocab.keys() - {END})])
+    if tokenizer.vocab != vocab or merges:
+        raise ValueError("its tokens are not characters in order")
+    return tokenizer
+
+
+def save_training(trainer, directory):
+    """Save a training between two steps, as save_model does, so that it can go on."""
+    engine = trainer.engine
+    if not engine.leads:
+        return
+    step = str(trainer.step)
+    moments = {}
+    for kind, tables in (("m", trainer.optimizer.m), ("v", trainer.optimizer.v)):
+        for name, x in tables.items():
+            moments[f"{kind}.{name}"] = x
+    state = engine.write_tensors(
+        moments,
+        step=step,
+        version=__version__,
+        documents=fingerprint(trainer),
+        config=json.dumps(asdict(trainer.config)),
+    )
+    also = {"trainer.safetensors": state}
+    write = engine.write_tensors
+    save_model(trainer.model, directory, trainer.tokenizer, also, write, step=step)
+
+
+def fingerprint(trainer):
+    """A number that differs (nearly always) if the documents or their split differ."""
+    data = [trainer.config.seed, trainer.documents, trainer.val_documents]
+    return str(zlib.crc32(json.dumps(data).encode()))
+
+
+def load_training(directory, documents, engine=None, **changes):
+    """Go on with a saved training as if it had never stopped -> a Trainer.
+
+    `documents` must be those it began with. `changes` are to its TrainConfig, such as
+    more steps. `engine` may be an engine or, as in TrainConfig, a name. Only `losses`
+    begin anew. Raises OSError and ValueError as load_model does.
+    """
+    if isinstance(engine, str):
+        changes["engine"] = engine
+        engine = None
+    model, metadata = read_model(directory)
+    tokenizer = load_tokenizer(directory)
+    shapes = {}
+    for name, shape in parameter_shapes(model.config).items():
+        shapes[f"m.{name}"] = shapes[f"v.{name}"] = shape
+    with open_file(directory, "trainer.safetensors") as file:
+        moments, state = read_tensors(file, shapes)
+        step = state["step"]
+        if step != metadata.get("step") or not re.fullmatch("[0-9]{1,10}", step):
+            raise ValueError(
+                "it is not of the model that is saved here (or that is just being "
+                "saved: try again)"
+            )
+        config = TrainConfig(**{**parse_json(state["config"]), **changes})
+        trainer = Trainer(model, tokenizer, documents, config, engine)
+        if state.get("documents") != fingerprint(trainer):
+            raise ValueError(
+                "its training began with other documents, or another seed or "
+                "val_fraction"
+            )
+        set_moments(trainer.optimizer, moments, state.get("version"))
+    trainer.step = trainer.optimizer.t = int(step)
     return trainer
 
-GPT.save, GPT.load = _save_model, staticmethod(_load_model)
-Trainer.save, Trainer.load = _save_trainer, classmethod(_load_trainer)
 
-# === 12. Looking inside ========================================== ladder: loss, pairs, memory ===
-# How sure was the model of each token, and is its loss any good? A loss says little by itself, as
-# names are easier to guess than novels, letters than words. So it is held against models that just
-# count: a GPT that is no better than a table of pairs has learned no more than such a table. What
-# happens between the layers, the `trace` of a forward pass tells (chapter 5); examples/ draws it.
+def set_moments(optimizer, moments, version):
+    """Give an optimizer its m and v. Version 0.1.0 kept them without 1 - beta."""
+    for name, x in moments.items():
+        if name.startswith("v.") and min(map(min, to_rows(x))) < 0:
+            raise ValueError(f"{name} is negative")
+    m = {name[2:]: x for name, x in moments.items() if name.startswith("m.")}
+    v = {name[2:]: x for name, x in moments.items() if name.startswith("v.")}
+    if version is None:
+        m = {name: for_each((1 - optimizer.beta1).__mul__, x) for name, x in m.items()}
+        v = {name: for_each((1 - optimizer.beta2).__mul__, x) for name, x in v.items()}
+    optimizer.m = m
+    optimizer.v = v
 
-# One token of a text: the probability it was given, its loss, the likeliest [(token, p), ...].
+
+# === 16. Looking inside =============================== ladder: loss, pairs, memory ===
+# How sure was the model of each token, and is its loss any good? A loss says little by
+# itself: names are easier to guess than novels, and letters than words. So it is held
+# against models that only count. A GPT that is no better than a table of pairs has
+# learned no more than such a table.
+
+# One token of a text: the probability it was given, its loss, and the likeliest tokens
+# in its place, as [(token, probability), ...].
 Scored = namedtuple("Scored", "token id probability loss likeliest")
 
+
 def score(model, tokenizer, text, k=3):
-    """How likely a document is, token by token, its <|endoftext|> included -> [Scored, ...]. Their
-    mean loss is the loss of the document, as in training; e to its power is the perplexity."""
+    """How likely a document is, token by token, its <|endoftext|> included.
+
+    The mean of the losses is the document's loss, as in training. e to the power of it
+    is called the perplexity: among how many equally likely tokens the model would have
+    been as unsure. -> [Scored, ...]
+    """
     scored = []
-    for window in windows(text, tokenizer, model.config.block_size):
+    for window in cut_windows(text, tokenizer, model.config.block_size):
         for token, logits in zip(window[1:], model(window[:-1])):
-            probs = softmax(logits)
-            likeliest = [(tokenizer.decode([i]), probs[i])
-                         for i in nlargest(k, range(len(logits)), key=logits.__getitem__)]
+            probabilities = softmax(logits)
+            best = nlargest(k, range(len(logits)), key=logits.__getitem__)
+            likeliest = [(tokenizer.decode([i]), probabilities[i]) for i in best]
             loss = cross_entropy([logits], [token])
-            scored.append(Scored(tokenizer.decode([token]), token, probs[token], loss, likeliest))
+            text_of_token = tokenizer.decode([token])
+            scored.append(
+                Scored(text_of_token, token, probabilities[token], loss, likeliest)
+            )
     return scored
 
-def baselines(windows, val_windows, vocab_size):
-    """The loss on val_windows of four models that only count in windows -> {name: nats a token}.
-    They know nothing, how frequent each token is, what follows a token (pairs), what follows two
-    (triples). A count of 0 shall not mean "impossible", so each of them leans on the one before:
 
-        p(token) = (count of the token + kinds * p before) / (count of all tokens + kinds)
-    where only what followed the same one or two tokens counts, and kinds is the number of different
-    tokens there. Source: Witten and Bell 1991, "The Zero-Frequency Problem", method C."""
-    def contexts(window):               # each token, and the 0, 1 and 2 tokens before it
-        for i in range(1, len(window)):
-            yield window[i], [tuple(window[i - n:i]) for n in range(min(i, 2) + 1)]
-    counts, losses = defaultdict(Counter), [[], [], [], []]
+def contexts(window):
+    """Each predicted token of a window, with the 0, 1 and 2 tokens before it.
+
+    >>> list(contexts([4, 0, 1]))
+    [(0, [(), (4,)]), (1, [(), (0,), (4, 0)])]
+    """
+    for i in range(1, len(window)):
+        yield window[i], [tuple(window[i - n : i]) for n in range(min(i, 2) + 1)]
+
+
+def baselines(windows, val_windows, vocab_size):
+    """The loss on val_windows of four models that only count -> {name: nats a token}.
+
+    They know nothing; how frequent each token is; what follows a token (pairs); what
+    follows two (triples). A count of 0 must not mean "impossible", so each leans on the
+    one before:
+
+        p(token) = (count of the token + kinds * p before) / (count of all + kinds)
+
+    where only what followed the same tokens counts, and kinds is how many different
+    tokens did. Source: Witten and Bell 1991, "The Zero-Frequency Problem", method C.
+    """
+    counts = defaultdict(Counter)
     for window in windows:
         for token, before in contexts(window):
             for context in before:
                 counts[context][token] += 1
+    names = ["knows nothing", "frequencies", "pairs", "triples"]
+    losses = {name: [] for name in names}
     for window in val_windows:
         for token, before in contexts(window):
             p = 1 / vocab_size
-            for loss, context in zip(losses, (None, *before, None)):        # None has no count
-                seen = counts.get(context, {})
+            losses["knows nothing"].append(-math.log(p))
+            for n, name in enumerate(names[1:]):
+                seen = counts.get(before[n]) if n < len(before) else None
                 if seen:
-                    p = (seen[token] + len(seen) * p) / (sum(seen.values()) + len(seen))
-                loss.append(-math.log(p))
-    names = "knows nothing", "frequencies", "pairs", "triples"
-    return {name: sum(loss) / len(loss) for name, loss in zip(names, losses)}
+                    n_seen = sum(seen.values())
+                    p = (seen[token] + len(seen) * p) / (n_seen + len(seen))
+                losses[name].append(-math.log(p))
+    return {name: mean(x) for name, x in losses.items()}
 
-def _mean(numbers): return sum(numbers) / len(numbers)
-def _recent(losses): return _mean(losses[-max(25, len(losses) // 10):])
+
+def mean(numbers):
+    """The average of a list."""
+    return sum(numbers) / len(numbers)
+
+
+def window_of_losses(losses):
+    """How many steps it takes for a mean that is not mere noise."""
+    return max(25, len(losses) // 10)
+
+
+def recent_loss(losses):
+    """The mean training loss of the last steps."""
+    return mean(losses[-window_of_losses(losses) :])
+
 
 def reading(losses, val_loss, scale, copied=0.0):
-    """What a training came to, in a sentence: from the `losses` of its steps, its held-out loss,
-    the `scale` of `baselines`, and `copied`, the share of samples that are training documents."""
-    n = min(len(losses), max(25, len(losses) // 10))        # steps enough for a mean
-    means = [_mean(losses[i:i + n]) for i in range(len(losses) % n, len(losses), n)]
-    loss, best, counted = means[-1], min(losses[0], *means), [*scale.values()]
+    """What a training came to, in a sentence.
+
+    From the `losses` of its steps, its held-out loss, the `scale` of baselines, and
+    `copied`, the share of the different samples that are training documents.
+    """
+    n = min(len(losses), window_of_losses(losses))
+    starts = range(len(losses) % n, len(losses), n)
+    means = [mean(losses[start : start + n]) for start in starts]
+    loss = means[-1]
+    best = min(losses[0], *means)
+    counted = list(scale.values())
     if loss > 1.1 * best:
-        return f"diverging: in training {best:.3f} has become {loss:.3f}; try a smaller lr"
+        return (
+            f"diverging: in training {best:.3f} has become {loss:.3f}; try a smaller lr"
+        )
     if copied > 0.5:
-        return f"memorising: {copied:.0%} of the samples are training documents; it needs more text"
+        return (
+            f"memorising: {copied:.0%} of the different samples are training documents; "
+            "it needs more text"
+        )
     if val_loss > 1.1 * loss:
         return f"overfitting (training {loss:.3f}): it needs more text or fewer steps"
     if val_loss >= min(counted[:3]):
@@ -1304,197 +2864,575 @@ def reading(losses, val_loss, scale, copied=0.0):
         return "better than counting pairs, not triples: it needs more steps or width"
     return "better than counting triples: it makes use of earlier tokens too"
 
-# === 13. Command line ============================================================================
-# `python microgpt.py` learns from documents and shows what it learned; other commands use what it
-# saved. Bad input gets one line on stderr and a non-zero exit, and nothing is done by half.
 
-WIDTH, SAVE_EVERY = 79, 60                          # characters, seconds
-WRITING = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "max_tokens": 200}
-DEFAULTS = {**asdict(Config(512)), "tokenizer": "char", **asdict(TrainConfig()), **WRITING,
-            "save": "", "resume": "", "samples": 20, "prompt": "", "quiet": False, "help": False}
-USAGE = """python microgpt.py [train] [FILE] [options]  learn, then write
-       python microgpt.py sample DIR [options]      write with what --save kept
-       python microgpt.py tokenize DIR TEXT         show the tokens of a text
-       python microgpt.py explain DIR TEXT...       show how likely it finds it
-FILE has a document a line; without it there are names. Ctrl-C ends learning.
-Longer lines: --block-size 64. A better model: more --steps, then --n-embd."""
-HELP = {"n_layer": "blocks", "n_head": "attention heads in each", "n_embd": "width",
-        "block_size": "tokens that it sees at once", "tokenizer": "char, or bpe: subwords",
-        "vocab_size": "how many, with bpe", "steps": "of training", "batch_size": "windows in each",
-        "lr": "learning rate", "warmup": "steps until it", "clip": "longest gradient, 0: any",
-        "weight_decay": "as in AdamW", "val_fraction": "held out", "engine": "tensor, or value",
-        "eval_every": "steps between looks at these, 0: none", "workers": "processes",
-        "seed": "of all chance", "temperature": "0: the likeliest", "top_k": "of the likeliest k",
-        "top_p": "of the likeliest with this share", "max_tokens": "longest document",
-        "save": "keep it in this directory, each minute", "resume": "go on with the one there",
-        "samples": "documents; sample: 5", "prompt": "how they begin", "quiet": "show only these"}
+# === 17. Command line =================================================================
+# `python microgpt.py` learns from documents and shows what it learned. Other commands
+# use what it saved, or are programs in examples/. Bad input gets one line on stderr and
+# a non-zero exit, and nothing is done by half.
 
-def _beside(*parts):
+COLUMNS = 79
+SAVE_EVERY = 60  # seconds
+DEFAULTS = {
+    **asdict(Config(vocab_size=512)),
+    **asdict(TrainConfig()),
+    **asdict(Sampling(temperature=0.7)),
+    "tokenizer": "char",
+    "max_tokens": 200,
+    "samples": 20,
+    "prompt": "",
+    "save": "",
+    "resume": "",
+    "quiet": False,
+}
+MODEL_OPTIONS = {
+    "n_layer": "Blocks that are stacked.",
+    "n_head": "Attention heads in each block.",
+    "n_embd": "Width: numbers that describe a token.",
+    "block_size": "Tokens that the model can read at once.",
+    "tokenizer": "char: a token is a character. bpe: it may be several.",
+    "vocab_size": "How many tokens there are, with bpe.",
+}
+TRAINING_OPTIONS = {
+    "steps": "How often the parameters are moved.",
+    "batch_size": "Windows in each step.",
+    "lr": "Learning rate at its peak.",
+    "warmup": "Steps until the peak.",
+    "weight_decay": "How strongly weights are pulled to 0.",
+    "clip": "Longest gradient that is allowed; 0 allows any.",
+    "val_fraction": "Share of the documents that is held out.",
+    "eval_every": "Steps between two held-out losses; 0 shows none.",
+    "engine": "tensor, or value: one node for each number, slow.",
+    "workers": "Processes that share each batch.",
+    "seed": "Seed of the random numbers.",
+}
+WRITING_OPTIONS = {
+    "samples": "How many documents to write.",
+    "prompt": "How each of them begins.",
+    "temperature": "0 always takes the likeliest token; 1 draws as learned.",
+    "top_k": "Draw only from the k likeliest tokens; 0 means all.",
+    "top_p": "Draw only from the likeliest with this share.",
+    "max_tokens": "Longest document to write, in tokens.",
+}
+KEEPING_OPTIONS = {
+    "save": "Keep the model in this directory, every minute.",
+    "resume": "Go on with the training that was saved there.",
+    "quiet": "Print the samples and nothing else.",
+}
+
+
+def load_documents(path):
+    """read_documents of chapter 1, for texts as they are, wherever they come from.
+
+    It accepts the mark that Windows puts first and all line ends. Raises OSError if the
+    file cannot be read, ValueError if it is not UTF-8 text or holds no documents.
+    """
+    with open(path, "rb") as file:
+        raw = file.read()
+    if raw.startswith(codecs.BOM_UTF8):
+        raw = raw[len(codecs.BOM_UTF8) :]
+    bad = raw.find(b"\0")  # no text has a zero byte
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        bad = error.start if bad < 0 else min(bad, error.start)
+    if bad >= 0:
+        line = len(raw[: bad + 1].splitlines())
+        raise ValueError(
+            f"{path} is not UTF-8 text: byte 0x{raw[bad]:02x} in line {line}; "
+            "save it as UTF-8"
+        )
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    documents = [line for line in lines if line.strip()]
+    if not documents:
+        raise ValueError(f"{path} is empty: write one document a line")
+    return documents
+
+
+def find_beside(*parts):
     """A file that comes with this one: beside it or, installed, in share/microgpt."""
-    places = os.path.dirname(os.path.abspath(__file__)), f"{sys.prefix}/share/microgpt"
-    return max((os.path.join(place, *parts) for place in places), key=os.path.exists)
+    here = os.path.dirname(os.path.abspath(__file__))
+    path = os.path.join(here, *parts)
+    if os.path.exists(path):
+        return path
+    return os.path.join(sys.prefix, "share", "microgpt", *parts)
 
-def _prepare(args, given):
-    def pick(cls, options):         # those that are fields of the config
-        return {name: x for name, x in options.items() if name in cls.__dataclass_fields__}
-    _need(args.tokenizer in ("char", "bpe"), f"tokenizer is {args.tokenizer!r}, not char or bpe")
-    documents = load_documents(args.words[0] if args.words else _beside("data", "names.txt"))
-    if args.resume:
-        trainer = args.trainer.load(args.resume, documents, **pick(TrainConfig, given))
-        kept, changed = asdict(trainer.model.config), pick(Config, given)
-        _need({**kept, **changed} == kept, f"{args.resume} has {kept}: {changed} cannot be")
-        _need(trainer.step < trainer.config.steps, f"{args.resume} has made its {trainer.step:,} "
-              f"steps: to go on, give more, such as --steps {2 * trainer.step}")
+
+def make_parser(command, groups, words, defaults=DEFAULTS):
+    """A parser for a command, which is a function whose docstring is its help.
+
+    `groups` are its options, {title: {name: sentence}}, and `words` what it takes
+    without a name, {name: how many}.
+    """
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        description=inspect.cleandoc(command.__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.error = refuse
+    for name, count in words.items():
+        parser.add_argument(name, nargs=count, help=argparse.SUPPRESS)
+    for title, options in groups.items():
+        group = parser.add_argument_group(title)
+        for name, sentence in options.items():
+            default = defaults[name]
+            names = ["--" + name.replace("_", "-")]
+            if name == "samples":
+                names.append("--n")
+            if default is False:
+                kind = {"action": "store_true"}
+            else:
+                kind = {"type": type(DEFAULTS.get(name, default)), "metavar": "X"}
+                sentence += f" ({default})" if default not in ("", None) else ""
+            group.add_argument(*names, **kind, default=argparse.SUPPRESS, help=sentence)
+    return parser
+
+
+def refuse(message):
+    """What the parser calls when something is wrong."""
+    raise ValueError(f"{message} (--help shows what there is)")
+
+
+def parse(command, parser, argv):
+    """Words and options -> {name: value}, or None if it was asked for help."""
+    if "--help" in argv or "-h" in argv:
+        print(parser.format_help(), end="")
+        return None
+    given, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        kind = "option" if unknown[0].startswith("-") else "word"
+        refuse(f"{command} does not take the {kind} {unknown[0]}")
+    options = vars(given)
+    for name, value in options.items():
+        if name == "samples" and value < 0:
+            raise ValueError(f"samples is {value}: must be 0 or more")
+        if name in ("save", "resume") and not value:
+            raise ValueError(f"{name} is {value!r}: must name a directory")
+        if name in LIMITS:
+            problem = out_of_range(name, value)
+            if problem:
+                raise ValueError(problem)
+    return options
+
+
+def only(options, kind):
+    """Those options that are fields of a dataclass."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in options.items() if name in names}
+
+
+def train_command(argv, engine=None, start=None):
+    """usage: python microgpt.py [train] [FILE] [options]
+
+    Learn from a text file, one document a line, then write. Without FILE, it learns
+    from names. Ctrl-C ends the learning early. Other commands:
+      python microgpt.py sample DIR [options]    write with a model that was saved
+      python microgpt.py tokenize DIR TEXT       show the tokens of a text
+      python microgpt.py explain DIR TEXT...     show how likely each token is
+      python microgpt.py ladder                  eleven small steps up to a GPT
+    Lines longer than 16 characters want a larger --block-size. For a better model,
+    give more --steps, then more --n-embd.
+    """
+    groups = train_groups(engine, start)
+    given = parse("train", make_parser(train_command, groups, {"FILE": "?"}), argv)
+    if given is not None:
+        learn(given, engine, start)
+
+
+def learn(given, engine, start):
+    """Train with the options that were given, write, and say what came of it."""
+    path = given.pop("FILE", None)
+    source = path
+    if path is None:
+        source = "the bundled names"
+        path = find_beside("data", "names.txt")
+    documents = load_documents(path)
+    options = {**DEFAULTS, **given}
+    if start is not None:
+        config = TrainConfig(**only(options, TrainConfig))
+        trainer = Trainer(*start, documents, config, engine)
+    elif options["resume"]:
+        trainer = resume_training(documents, given, engine)
     else:
-        training, shape = (cls(**pick(cls, vars(args))) for cls in (TrainConfig, Config))
-        tokenizer = (CharTokenizer(documents) if args.tokenizer == "char" else
-                     BPETokenizer.train(documents, args.vocab_size))
-        shape = replace(shape, vocab_size=tokenizer.vocab_size)
-        n = parameter_count(shape)
-        _need(n <= MOST_PARAMETERS or args.trainer is not Trainer,
-              f"{n:,} parameters: try smaller n_embd, n_layer, block_size")
-        trainer = args.trainer(GPT(shape, seed=args.seed), tokenizer, documents, training)
-    trainer.tokenizer.encode(args.prompt)
-    args.save = args.save or args.resume
-    os.makedirs(args.save or ".", exist_ok=True)
-    return documents, trainer
+        trainer = start_training(documents, given, engine)
+    trainer.tokenizer.encode(options["prompt"])  # raises now, not after the training
+    directory = options["save"] or options["resume"]
+    if directory:
+        os.makedirs(directory, exist_ok=True)
 
-def _train(trainer, say, directory):
-    """Run a trainer to its end or to a Ctrl-C; save it now and then; show how it gets on."""
-    from signal import SIGINT, signal
-    live, steps, first, held_out = sys.stdout.isatty(), trainer.config.steps, trainer.step, ""
-    speed, stop, started = 0, [], time.perf_counter()
-    shown = saved = started
-    before = signal(SIGINT, lambda *_: stop.append(signal(SIGINT, before)))  # a second acts as ever
+    def say(text, end="\n"):
+        if not options["quiet"]:
+            print(text, end=end, flush=True)
+
+    say(describe(source, documents, trainer))
+    run_training(trainer, say, directory)
+    if directory:
+        say(f"saved       in {directory}: python microgpt.py sample {directory}\n")
+    finish(trainer, options)
+
+
+def train_groups(engine, start):
+    """The options that there are, given an engine, or something to start with."""
+    groups = {
+        "model": dict(MODEL_OPTIONS),
+        "training": dict(TRAINING_OPTIONS),
+        "writing": dict(WRITING_OPTIONS),
+        "keeping": dict(KEEPING_OPTIONS),
+    }
+    if engine is not None:
+        del groups["training"]["engine"], groups["training"]["workers"]
+    if start is not None:
+        del groups["model"], groups["keeping"]["resume"]
+    return groups
+
+
+def start_training(documents, given, engine):
+    """A Trainer for a new model of the shape that was asked for."""
+    options = {**DEFAULTS, **given}
+    kind = options["tokenizer"]
+    if kind not in ("char", "bpe"):
+        raise ValueError(f"tokenizer is {kind!r}: must be char or bpe")
+    if kind == "char" and "vocab_size" in given:
+        raise ValueError(
+            "--vocab-size is for --tokenizer bpe: characters are as many as "
+            "the text has"
+        )
+    config = TrainConfig(**only(options, TrainConfig))
+    sizes = only(options, Config)
+    Config(**{**sizes, "vocab_size": 1})  # raises now, not after the tokens are learned
+    if kind == "char":
+        tokenizer = CharTokenizer(documents)
+    else:
+        tokenizer = BPETokenizer.train(documents, options["vocab_size"])
+    shape = Config(**{**sizes, "vocab_size": tokenizer.vocab_size})
+    n_parameters = parameter_count(shape)
+    if n_parameters > MOST_PARAMETERS and engine is None:
+        raise ValueError(
+            f"{n_parameters:,} parameters are too many for pure Python: try smaller "
+            "n_embd, n_layer, block_size, or an engine of examples/engines/"
+        )
+    model = (engine or TensorEngine()).new_model(shape, config.seed)
+    return Trainer(model, tokenizer, documents, config, engine)
+
+
+def resume_training(documents, given, engine):
+    """A Trainer that goes on where a saved one stopped."""
+    directory = given["resume"]
+    for name in ("tokenizer", "vocab_size"):
+        if name in given:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"--{option} cannot be given with --resume: tokens are kept"
+            )
+    changes = only(given, TrainConfig)
+    engine = engine or changes.pop("engine", None)
+    trainer = load_training(directory, documents, engine, **changes)
+    kept = asdict(trainer.model.config)
+    for name, value in only(given, Config).items():
+        if value != kept[name]:
+            raise ValueError(f"{directory} has {name} {kept[name]}: {value} cannot be")
+    if trainer.step >= trainer.config.steps:
+        raise ValueError(
+            f"{directory} has made its {trainer.step:,} steps: to go on, give more, "
+            f"such as --steps {2 * trainer.step}"
+        )
+    return trainer
+
+
+def describe(source, documents, trainer):
+    """What is learned from, and what learns."""
+    shape = trainer.model.config
+    config = trainer.config
+    characters = sorted(set().union(*documents))
+    shown = "".join(filter(str.isprintable, characters))[:40]
+    sizes = ", ".join(f"{name} {value}" for name, value in asdict(shape).items())
+    return (
+        f"documents   {source}: {len(documents):,}, "
+        f"of which {len(trainer.val_documents):,} held out\n"
+        f"characters  {sum(map(len, documents)):,}; "
+        f"{len(characters):,} different ones: {shown}\n"
+        f"model       {sizes}\n"
+        f"parameters  {parameter_count(shape):,}\n"
+        f"training    {config.steps:,} steps of {config.batch_size} windows, "
+        f"lr {config.lr}, {trainer.engine.about()}\n"
+    )
+
+
+class Progress:
+    """How a training gets on: a live line on a terminal, else ten lines or fewer."""
+
+    def __init__(self, trainer, say):
+        self.trainer = trainer
+        self.say = say
+        self.is_live = sys.stdout.isatty()
+        self.width = min(COLUMNS, shutil.get_terminal_size().columns - 1)
+        self.first_step = trainer.step
+        self.started = time.perf_counter()
+        self.shown = self.started
+        self.speed = 0.0  # tokens a second, the mean of about the last 100 steps
+        self.held_out = ""
+
+    def show(self, step, is_last):
+        """Take note of a step, and say so if it is time."""
+        n_made = step.step - self.first_step
+        self.speed += (step.tokens_per_second - self.speed) / min(n_made, 100)
+        if step.val_loss is not None:
+            self.held_out = f"  held out {step.val_loss:.3f}"
+        n_steps = self.trainer.config.steps
+        now = time.perf_counter()
+        is_due = step.step % math.ceil(n_steps / 10) == 0
+        if self.is_live:
+            is_due = now - self.shown > 0.1
+        if is_due or is_last:
+            self.shown = now
+            per_step = (now - self.started) / n_made
+            line = self.line(step.step, round(per_step * (n_steps - step.step)))
+            if self.is_live:
+                self.say(f"\r{line[: self.width].ljust(self.width)}", end="")
+            else:
+                self.say(line)
+
+    def line(self, n, seconds_left):
+        """The line after n steps."""
+        n_steps = self.trainer.config.steps
+        start = "step"
+        if self.is_live:
+            start = f"[{'#' * (12 * n // n_steps):.<12}]"
+        return (
+            f"{start} {n:,}/{n_steps:,}  "
+            f"loss {recent_loss(self.trainer.losses):.3f}{self.held_out}  "
+            f"{self.trainer.engine.rate(self.speed)}  "
+            f"{seconds_left // 60}:{seconds_left % 60:02} left"
+        )
+
+    def close(self):
+        """Leave the live line."""
+        if self.is_live:
+            self.say("")
+
+
+def run_training(trainer, say, directory):
+    """Train to the end or to a Ctrl-C, saving and showing it now and then."""
+    import signal
+
+    stops = []
+
+    def stop(*_):
+        stops.append(True)
+        signal.signal(signal.SIGINT, before)  # a second Ctrl-C acts as ever
+
+    before = signal.signal(signal.SIGINT, stop)
+    progress = Progress(trainer, say)
+    saved = time.perf_counter()
     try:
         for step in trainer:
-            speed += (step.tokens_per_second - speed) / min(step.step - first, 100)
-            held_out = held_out if step.val_loss is None else f"  held out {step.val_loss:.3f}"
-            now, last = time.perf_counter(), step.step == steps or stop
-            if last or (now - shown > 0.1 if live else step.step % max(1, steps // 10) == 0):
-                shown = now
-                left = round((now - started) / (step.step - first) * (steps - step.step))
-                bar = f"[{'#' * (12 * step.step // steps):.<12}]" if live else "step"
-                line = (f"{bar} {step.step:,}/{steps:,}  loss {_recent(trainer.losses):.3f}"
-                        f"{held_out}  {trainer.rate(speed)}  {left // 60}:{left % 60:02} left")
-                say(f"\r{line:{WIDTH}.{WIDTH}}" if live else line, end="" if live else "\n")
-            if directory and (last or now - saved > SAVE_EVERY):
-                trainer.save(directory)
-                saved = now
-            if stop:
+            is_last = bool(stops) or step.step == trainer.config.steps
+            progress.show(step, is_last)
+            if directory and (is_last or time.perf_counter() - saved > SAVE_EVERY):
+                save_training(trainer, directory)
+                saved = time.perf_counter()
+            if is_last:
                 break
     finally:
-        signal(SIGINT, before)
+        signal.signal(signal.SIGINT, before)
         trainer.close()
-        say("\n" * live, end="")
-    say(f"stopped by Ctrl-C after {trainer.step:,} of {steps:,} steps\n" if stop else "", end="")
+        progress.close()
+    if stops:
+        n_steps = trainer.config.steps
+        say(f"stopped by Ctrl-C after {trainer.step:,} of {n_steps:,} steps")
+    say("")
 
-def _learn(args, given, writing):
-    say = (lambda *_, **__: None) if args.quiet else partial(print, flush=True)
-    documents, trainer = _prepare(args, given)
-    c, t, letters = trainer.model.config, trainer.config, sorted(set().union(*documents))
-    say(f"documents   {args.words[0] if args.words else 'the bundled names'}: {len(documents):,}, "
-        f"of which {len(trainer.val_documents):,} held out\n"
-        f"characters  {sum(map(len, documents)):,}; {len(letters):,} different ones: "
-        f"{''.join(filter(str.isprintable, letters))[:40]}\n"
-        f"model       {', '.join(f'{name} {x}' for name, x in asdict(c).items())}\n"
-        f"parameters  {parameter_count(c):,}\ntraining    {t.steps:,} steps of {t.batch_size} "
-        f"windows, lr {t.lr}, {trainer.about()}\n")
-    _train(trainer, say, args.save)
-    say(f"saved       in {args.save}: python microgpt.py sample {args.save}\n" if args.save else "")
-    loss = evaluate(trainer.model, trainer.val_windows or trainer.windows)
-    texts, rng, known = set(), random.Random(t.seed), set(trainer.documents)
-    for _ in range(args.samples):
-        text = generate(trainer.model, trainer.tokenizer, args.prompt, seed=rng, **writing)
+
+def finish(trainer, options):
+    """Write samples and, unless it is to be quiet, say what the training came to."""
+    known = set(trainer.documents)
+    texts = set()
+    rng = random.Random(trainer.config.seed)
+    sampling = only(options, Sampling)
+    windows = trainer.val_windows or trainer.windows
+    loss = evaluate(trainer.model, windows)
+    for _ in range(options["samples"]):
+        text = generate(
+            trainer.model,
+            trainer.tokenizer,
+            options["prompt"],
+            seed=rng,
+            max_tokens=options["max_tokens"],
+            **sampling,
+        )
         texts.add(text)
         mark = "in training" if text in known else "new"
-        print(text if args.quiet else f"    {text or '(empty)':24} {mark}", flush=True)
-    if not args.quiet:
-        _report(trainer, loss, len(texts & known) / max(1, len(texts)))
+        line = f"    {printable(text) or '(empty)':24} {mark}"
+        print(text if options["quiet"] else line, flush=True)
+    if not options["quiet"]:
+        copied = len(texts & known) / max(1, len(texts))
+        print(report(trainer, loss, copied))
 
-def _report(trainer, loss, copied):
-    losses, seen, held_out = trainer.losses, trainer.windows, trainer.val_windows
-    scale = baselines(seen, (held_out or seen)[:500], trainer.model.config.vocab_size)
-    blocks = "▁▂▃▄▅▆▇█" if "utf" in str(sys.stdout.encoding).lower() else "..::++##"
+
+def report(trainer, loss, copied):
+    """The loss curve, the loss beside those of models that count, and a verdict."""
+    losses = trainer.losses
+    held_out = trainer.val_windows
+    vocab_size = trainer.model.config.vocab_size
+    scale = baselines(trainer.windows, (held_out or trainer.windows)[:500], vocab_size)
+    bars = "▁▂▃▄▅▆▇█" if "utf" in str(sys.stdout.encoding).lower() else "..::++##"
     n = min(56, len(losses))
-    means = [_mean(losses[len(losses) * i // n:len(losses) * (i + 1) // n]) for i in range(n)]
-    low, high = min(means), max(means)
-    curve = "".join(blocks[round(7 * (x - low) / (high - low or 1))] for x in means)
-    print(f"\nloss  {means[0]:.3f} {curve} {means[-1]:.3f}\n      {loss:.3f} "
-          f"{'held out' if held_out else 'evaluated'}, {_recent(losses):.3f} in training")
-    for name, x in sorted([("this model", loss), *scale.items()], key=lambda item: -item[1]):
-        print(f"      {name:14} {x:.3f} {blocks[-1] * round(40 * x / max(loss, *scale.values()))}")
-    print(f"\nIt is {reading(losses, loss, scale, copied)}.")
+    cuts = [len(losses) * i // n for i in range(n + 1)]
+    means = [mean(losses[start:stop]) for start, stop in zip(cuts, cuts[1:])]
+    low = min(means)
+    height = max(means) - low or 1
+    curve = "".join(bars[round(7 * (x - low) / height)] for x in means)
+    kind = "held out" if held_out else "evaluated"
+    lines = [
+        "",
+        f"loss  {means[0]:.3f} {curve} {means[-1]:.3f}",
+        f"      {loss:.3f} {kind}, {recent_loss(losses):.3f} in training",
+    ]
+    everyone = {"this model": loss, **scale}
+    for name in sorted(everyone, key=everyone.get, reverse=True):
+        length = round(40 * everyone[name] / max(everyone.values()))
+        lines.append(f"      {name:14} {everyone[name]:.3f} {bars[-1] * length}")
+    lines += ["", f"It is {reading(losses, loss, scale, copied)}."]
+    return "\n".join(lines)
 
-def _sample(args, given, writing):
-    model, tokenizer = GPT.load(args.words[0]), load_tokenizer(args.words[0])
-    tokens, rng = [tokenizer.end] + tokenizer.encode(args.prompt), random.Random(given.get("seed"))
-    for _ in range(given.get("samples", 5)):
-        print(args.prompt, end="", flush=True)
-        waiting = []                # tokens that end within a character
-        for token in stream(model, tokens, seed=rng, end=tokenizer.end, **writing):
+
+def sample_command(argv):
+    """usage: python microgpt.py sample DIR [options]
+
+    Write with the model that --save has kept in DIR, or with a GPT-2 there.
+    """
+    sentences = {**WRITING_OPTIONS, "seed": TRAINING_OPTIONS["seed"]}
+    defaults = {**DEFAULTS, "samples": 5, "seed": None}
+    groups = {"writing": sentences}
+    parser = make_parser(sample_command, groups, {"DIR": None}, defaults)
+    given = parse("sample", parser, argv)
+    if given is None:
+        return
+    directory = given["DIR"]
+    options = {**defaults, **given}
+    model = load_model(directory)
+    tokenizer = load_tokenizer(directory)
+    rng = random.Random(options["seed"])
+    prompt = options["prompt"]
+    tokens = [tokenizer.end] + tokenizer.encode(prompt)
+    sampling = Sampling(**only(options, Sampling))
+    for _ in range(options["samples"]):
+        print(prompt, end="", flush=True)
+        waiting = []  # tokens that end within a character
+        new = stream(model, tokens, sampling, rng, tokenizer.end, options["max_tokens"])
+        for token in new:
             waiting.append(token)
-            if not tokenizer.decode(waiting).endswith("\ufffd"):
-                print(tokenizer.decode(waiting), end="", flush=True)
+            text = tokenizer.decode(waiting)
+            if not text.endswith("\ufffd"):
+                print(text, end="", flush=True)
                 waiting = []
         print(tokenizer.decode(waiting), flush=True)
 
-def _tokenize(args, given, writing):
-    tokenizer = load_tokenizer(args.words[0])
-    shade = "\x1b[3{}m{}\x1b[0m" if sys.stdout.isatty() and not os.getenv("NO_COLOR") else "{1}"
-    for n, i in enumerate(ids := tokenizer.encode(args.words[1])):
-        print(f"{i:7}  " + shade.format((3, 6)[n % 2], repr(tokenizer.decode([i]))))
-    print(f"{len(args.words[1]):,} characters, {len(ids):,} tokens")
 
-def _run(argv, trainer):
-    example = _beside("examples", f"{argv[0]}.py") if argv and argv[0].isidentifier() else ""
-    if os.path.exists(example):
+def tokenize_command(argv):
+    """usage: python microgpt.py tokenize DIR TEXT
+
+    Show the tokens of a text, as the tokenizer in DIR cuts it.
+    """
+    parser = make_parser(tokenize_command, {}, {"DIR": None, "TEXT": None})
+    given = parse("tokenize", parser, argv)
+    if given is None:
+        return
+    tokenizer = load_tokenizer(given["DIR"])
+    text = given["TEXT"]
+    in_colour = sys.stdout.isatty() and not os.getenv("NO_COLOR")
+    ids = tokenizer.encode(text)
+    for n, i in enumerate(ids):
+        shown = repr(tokenizer.decode([i]))
+        if in_colour:
+            colour = 33 if n % 2 == 0 else 36
+            shown = f"\x1b[{colour}m{shown}\x1b[0m"
+        print(f"{i:7}  {shown}")
+    print(f"{len(text):,} characters, {len(ids):,} tokens")
+
+
+def run(argv, engine, start):
+    """Find the command that the first word names, and run it. -> an exit status
+
+    The word of a file always means the file. A word that is neither a file nor a
+    command is taken for a file, too, so that the error says that there is none.
+    """
+    word = argv[0] if argv else ""
+    if os.path.isfile(word):
+        return train_command(argv, engine, start)
+    if word == "train":
+        return train_command(argv[1:], engine, start)
+    if word == "sample":
+        return sample_command(argv[1:])
+    if word == "tokenize":
+        return tokenize_command(argv[1:])
+    program = find_beside("examples", f"{word}.py")
+    if word.isidentifier() and not word.startswith("_") and os.path.exists(program):
         import runpy
-        return runpy.run_path(example)["main"](argv[1:])
-    import argparse
-    parser = argparse.ArgumentParser(usage=USAGE, add_help=False, allow_abbrev=False)
-    parser.error = lambda message: _need(False, f"{message} (--help shows what there is)")
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    for name, x in DEFAULTS.items():
-        kind = {"action": "store_true"} if x is False else {"type": type(x), "metavar": "X"}
-        options = ["--" + name.replace("_", "-"), *["--n"] * (name == "samples")]
-        parser.add_argument(*options, **kind, default=argparse.SUPPRESS,
-                            help=HELP.get(name, "") + f" ({x})" * (f"{x}" not in ("", "False")))
-    given = vars(parser.parse_intermixed_args(argv))
-    words = given.pop("words")
-    commands = {"train": (_learn, 0, 1), "sample": (_sample, 1), "tokenize": (_tokenize, 2)}
-    run, *counts = commands[words.pop(0) if words and words[0] in commands else "train"]
-    args = argparse.Namespace(words=words, trainer=trainer, **{**DEFAULTS, **given})
-    if args.help:
-        return parser.print_help()
-    _need(len(words) in counts, f"{words} fits none: [train] [FILE], sample DIR, tokenize DIR TEXT")
-    _check(vars(args), samples=(int, 0, 10 ** 9), max_tokens=(int, 1, 10 ** 9),
-           seed=(int, -math.inf, math.inf))
-    sample([0.0], args.temperature, args.top_k, args.top_p)
-    run(args, given, {name: vars(args)[name] for name in WRITING})
 
-def main(argv=None, trainer=Trainer):
-    """The command `python microgpt.py`, with a kind of Trainer; returns the exit status."""
+        sys.path.insert(0, os.path.dirname(program))
+        names = runpy.run_path(program)
+        if "main" in names:
+            return names["main"](argv[1:])
+    return train_command(argv, engine, start)
+
+
+def main(argv=None, engine=None, start=None):
+    """The command `python microgpt.py`; returns the exit status.
+
+    A program that brings another engine passes it here. `start` is a model and its
+    tokenizer, to be trained further in place of a new model.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        if hasattr(sys.stdout, "reconfigure"):      # for a terminal that lacks a letter
+        if hasattr(sys.stdout, "reconfigure"):  # for a terminal that lacks a letter
             sys.stdout.reconfigure(errors="backslashreplace")
-        status = _run(sys.argv[1:] if argv is None else list(argv), trainer) or 0
+        status = run(argv, engine, start) or 0
         print(end="", flush=True)
         return status
     except KeyboardInterrupt:
-        message, status = "interrupted", 130
+        message = "interrupted"
+        status = 130
     except OSError as error:
-        name = "" if error.filename is None else f"{error.filename!r}: "
-        message, status = name + error.strerror, 1
-        if not name:        # perhaps the output: Python would complain again, flushing it at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
-        message, status = str(error) or "not enough memory: try a smaller n_embd or batch_size", 1
+        message = error.strerror or str(error)
+        status = 1
+        if error.filename is not None:
+            message = f"{error.filename!r}: {message}"
+        else:  # perhaps the output: Python would complain again, flushing it at exit
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except MemoryError:
+        message = "not enough memory: try a smaller n_embd or batch_size"
+        status = 1
+    except (ValueError, ArithmeticError, RuntimeError) as error:
+        message = str(error)
+        status = 1
     print(f"microgpt: {message}", file=sys.stderr)
     return status
 
-__all__ = [name for name, x in globals().items()       # all functions and classes without a _
-           if name[0] != "_" and getattr(x, "__module__", "") == __name__]
+
+__all__ = """
+END CharTokenizer read_documents cut_windows
+Value topological_order exp log tanh dot slope
+embedding add linear layernorm gelu softmax attention_head attention cross_entropy
+Config GPT parameter_shapes initial_params for_each
+is_linear_weight AdamW learning_rate
+train sample write tutorial
+Tensor differentiable matmul transpose
+packed_attention pack PackedGPT
+ENGINES ValueEngine TensorEngine Workers FastAdamW gradcheck
+TrainConfig Trainer Step split_documents evaluate clip_factor
+CachedGPT attention_with_past Sampling stream generate
+BPETokenizer learn_merges
+save_model load_model read_model load_tokenizer save_training load_training
+write_tensors read_tensors parameter_count
+Scored score baselines reading
+load_documents main
+""".split()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,5 +1,7 @@
-"""The Python in the playground, examples/playground/bridge.py, without a browser: what it tells the
-page is what microgpt.py computes."""
+"""The Python of the playground, examples/playground/bridge.py, without a browser.
+
+What it tells the page is what microgpt.py computes.
+"""
 
 import concurrent.futures
 import io
@@ -63,7 +65,7 @@ def trainer_of(names=NAMES, **options):
 
 def showing(tmp_path, model, tokenizer=ABC):
     """A playground that has opened a model."""
-    model.save(str(tmp_path / "given"), tokenizer)
+    microgpt.save_model(model, str(tmp_path / "given"), tokenizer)
     playground = bridge.Playground(str(tmp_path))
     playground.load(packed(tmp_path / "given"), b"")
     return playground
@@ -92,7 +94,7 @@ def unpacked(contents, directory):
 
 
 def in_words(message):
-    """Is it fit to be shown to a person who knows nothing of the page's own files?"""
+    """Can this message be shown to users, who know nothing of the page's own files?"""
     return (
         "\n" not in message
         and "playground" not in message
@@ -107,11 +109,13 @@ def refusal(function, *args):
     return str(caught.value)
 
 
-# --- Training ------------------------------------------------------------------------------------
+# --- Training -------------------------------------------------------------------------
 
 
 def test_it_trains_as_the_trainer_does(tmp_path):
-    playground, losses, expected = begun(tmp_path), [], trainer_of()
+    playground = begun(tmp_path)
+    losses = []
+    expected = trainer_of()
     for step in expected:
         told = playground.train(0)
         losses += told["losses"]
@@ -125,20 +129,20 @@ def test_it_trains_as_the_trainer_does(tmp_path):
 
 
 def test_a_turn_is_as_long_as_asked_and_the_last_one_ends_with_the_training(tmp_path):
-    playground, expected = begun(tmp_path), trainer_of()
+    playground = begun(tmp_path)
+    expected = trainer_of()
     losses = [step.loss for step in expected]
-    first, rest, none = (
-        playground.train(0),
-        playground.train(LONG),
-        playground.train(LONG),
-    )
+    first = playground.train(0)
+    rest = playground.train(LONG)
+    none = playground.train(LONG)
     assert (first["step"], rest["step"], none["step"]) == (1, 12, 12)
     assert first["losses"] + rest["losses"] == losses and none["losses"] == []
 
 
 def test_what_it_tells_about_a_training(tmp_path):
     playground = begun(tmp_path, val_fraction=0.25)
-    about, numbers = playground.about(), []
+    about = playground.about()
+    numbers = []
     for x in playground.model.params.values():
         numbers += sum(x, []) if isinstance(x[0], list) else x
     assert about["parameters"] == len(numbers)
@@ -164,7 +168,7 @@ def test_parameters_are_counted_before_there_is_a_model():
 def test_the_held_out_loss_is_of_the_first_windows_held_out(tmp_path, monkeypatch):
     playground = begun(tmp_path, val_fraction=0.5)
     windows = playground.trainer.val_windows
-    monkeypatch.setattr(bridge, "LOOK", 3)
+    monkeypatch.setattr(bridge, "QUICK_WINDOWS", 3)
     assert playground.held_out() == microgpt.evaluate(playground.model, windows[:3])
     assert playground.held_out() != microgpt.evaluate(playground.model, windows)
 
@@ -173,13 +177,15 @@ def test_without_held_out_text_it_is_held_against_what_was_trained_on(tmp_path):
     playground = begun(tmp_path, val_fraction=0.0)
     assert playground.held_out() is None
     playground.train(LONG)
-    windows, size = playground.trainer.windows, playground.tokenizer.vocab_size
+    windows = playground.trainer.windows
+    size = playground.tokenizer.vocab_size
     assert playground.scale() == microgpt.baselines(windows, windows, size)
     assert playground.reading()["loss"] == microgpt.evaluate(playground.model, windows)
 
 
 def test_the_reading_is_the_one_of_the_command(tmp_path):
-    playground, expected = begun(tmp_path), trainer_of()
+    playground = begun(tmp_path)
+    expected = trainer_of()
     playground.train(LONG)
     list(expected)
     scale = microgpt.baselines(
@@ -240,15 +246,17 @@ def test_files_stay_in_its_directory(tmp_path):
     assert os.listdir(str(tmp_path)) == ["own"]
 
 
-# --- Generation ----------------------------------------------------------------------------------
+# --- Generation -----------------------------------------------------------------------
 
 
 def by_hand(logits, temperature, top_k, top_p):
-    """What `sample` says it draws with."""
+    """What Sampling says it draws with."""
     ranked = sorted(range(len(logits)), key=lambda i: -logits[i])
     weights = [math.exp((logits[i] - max(logits)) / temperature) for i in ranked]
     weights = weights[: top_k or None]
-    total, reached, kept = sum(weights), 0.0, {}
+    total = sum(weights)
+    reached = 0.0
+    kept = {}
     for i, weight in zip(ranked, weights):
         if reached >= top_p:
             break
@@ -269,7 +277,7 @@ def by_hand(logits, temperature, top_k, top_p):
         (0.7, 99, 0.8),
     ],
 )
-def test_the_next_tokens_are_those_that_sample_would_draw(
+def test_the_next_tokens_are_those_that_sampling_would_draw(
     tmp_path, temperature, top_k, top_p
 ):
     playground = showing(tmp_path, make(sharp=6.0))
@@ -294,7 +302,7 @@ def test_at_temperature_0_the_likeliest_is_certain(tmp_path):
 
 def test_what_is_drawn_is_what_the_bars_show(tmp_path):
     playground = showing(tmp_path, draws(0.4, 0.3, 0.25, 0.05))
-    random.seed(1)
+    playground.rng.seed(1)
     every = [playground.draw("a", 1, 0, 1.0) for _ in range(400)]
     assert [every.count(token) / 400 for token in ABC.vocab] == pytest.approx(
         [0.4, 0.3, 0.25, 0.05], abs=0.1
@@ -320,10 +328,8 @@ def test_an_unknown_character_is_named(tmp_path, method):
 
 
 def test_what_it_writes_is_what_generate_writes(tmp_path):
-    playground, options = (
-        begun(tmp_path),
-        {"temperature": 0.8, "top_k": 4, "max_tokens": 7},
-    )
+    playground = begun(tmp_path)
+    options = {"temperature": 0.8, "top_k": 4, "max_tokens": 7}
     playground.train(LONG)
     rng = random.Random(9)
     expected = [
@@ -339,7 +345,11 @@ def test_what_it_writes_is_what_generate_writes(tmp_path):
 def test_only_what_was_trained_on_is_known(tmp_path, monkeypatch):
     playground = begun(tmp_path, val_fraction=0.5)
     texts = iter(NAMES + ["new"])
-    monkeypatch.setattr(microgpt, "generate", lambda *_, **__: next(texts))
+
+    def generate(*args, **options):
+        return next(texts)
+
+    monkeypatch.setattr(microgpt, "generate", generate)
     written = playground.write(len(NAMES) + 1, "", 1, {})
     seen, held_out = microgpt.split_documents(NAMES, 0.5, seed=5)
     known = {one["text"] for one in written if one["known"]}
@@ -352,19 +362,23 @@ def test_a_model_from_a_file_has_no_documents_that_are_known(tmp_path):
 
 
 def bytewise():
-    """A model of bytes and its tokenizer, which knows " ada" as one token and draws that alone."""
+    """A model of bytes that draws only " ada", which is one token.
+
+    -> (the model, its tokenizer)
+    """
     tokenizer = microgpt.BPETokenizer.train(["eve ada ada ada ada"] * 9, 260)
-    place = [
-        i for token, i in tokenizer.vocab.items() if tokenizer.decode([i]) == " ada"
-    ]
-    assert len(place) == 1
-    return draws(
-        *(float(i == place[0]) for i in range(tokenizer.vocab_size))
-    ), tokenizer
+    n = tokenizer.vocab_size
+    (ada,) = [i for i in range(n) if tokenizer.decode([i]) == " ada"]
+    probabilities = [0.0] * n
+    probabilities[ada] = 1.0
+    return draws(*probabilities), tokenizer
 
 
 def test_a_token_that_is_drawn_is_text_also_where_tokens_are_bytes(tmp_path):
-    """It joins the beginning, which is encoded anew: GPT-2 writes a space as another character."""
+    """It is text that can be appended to the prompt, which is then encoded anew.
+
+    (In GPT-2's vocabulary, a space is another character.)
+    """
     playground = showing(tmp_path, *bytewise())
     assert playground.draw("eve", 1, 0, 1.0) == " ada"
     drawn = [
@@ -375,7 +389,7 @@ def test_a_token_that_is_drawn_is_text_also_where_tokens_are_bytes(tmp_path):
     assert drawn == [" ada"]  # the wheel finds it by what was drawn
 
 
-# --- Looking inside ------------------------------------------------------------------------------
+# --- Looking inside -------------------------------------------------------------------
 
 
 def test_the_table_is_score(tmp_path):
@@ -388,6 +402,38 @@ def test_the_table_is_score(tmp_path):
         ]
 
 
+def inputs_of_attention(model, tokens):
+    """The queries, keys and values of each block."""
+    inputs = []
+
+    class Listening(microgpt.GPT):
+        def attend(self, name, x):
+            inputs.append(x)
+            return super().attend(name, x)
+
+    Listening(model.config, model.params)(tokens)
+    return inputs
+
+
+def weights_by_hand(x, n_head):
+    """Attention's weights by head: softmax(q k / sqrt(d)) over the tokens so far."""
+    C = len(x[0]) // 3
+    d = C // n_head
+    heads = []
+    for i in range(0, C, d):
+        rows = []
+        for t in range(len(x)):
+            q = x[t][i : i + d]
+            powers = []
+            for row in x[: t + 1]:
+                k = row[C + i : C + i + d]
+                score = sum(a * b for a, b in zip(q, k)) / math.sqrt(d)
+                powers.append(math.exp(score))
+            rows.append([power / sum(powers) for power in powers])
+        heads.append(rows)
+    return heads
+
+
 def test_attention_looks_back_only_and_shares_out_all_of_it(tmp_path):
     tokenizer = microgpt.CharTokenizer(NAMES)
     model = microgpt.GPT(
@@ -396,10 +442,11 @@ def test_attention_looks_back_only_and_shares_out_all_of_it(tmp_path):
     told = showing(tmp_path, model, tokenizer).attention("ada")
     assert told["tokens"] == [microgpt.END, "a", "d", "a"]
     assert [len(heads) for heads in told["blocks"]] == [2, 2, 2]
-    trace = {}
-    model([tokenizer.end, *tokenizer.encode("ada")], trace=trace)
-    for i, heads in enumerate(told["blocks"]):
-        assert heads == trace[f"h.{i}.attn"]
+    inputs = inputs_of_attention(model, [tokenizer.end, *tokenizer.encode("ada")])
+    for heads, x in zip(told["blocks"], inputs):
+        assert heads == [
+            [pytest.approx(row) for row in rows] for rows in weights_by_hand(x, 2)
+        ]
         for rows in heads:
             assert [len(row) for row in rows] == [1, 2, 3, 4]
             assert [sum(row) for row in rows] == pytest.approx([1] * 4)
@@ -412,7 +459,8 @@ def test_attention_on_a_text_that_is_too_long_is_on_its_first_tokens(tmp_path):
 
 
 def test_the_plane_keeps_distances_where_two_directions_are_all_there_is():
-    rng, n = random.Random(3), 5
+    rng = random.Random(3)
+    n = 5
     u = [1 / 3, 2 / 3, 2 / 3, 0, 0]
     v = [0, 1 / math.sqrt(2), -1 / math.sqrt(2), 0, 0]  # at a right angle to u
     flat = [(rng.gauss(0, 5), rng.gauss(0, 2)) for _ in range(12)]
@@ -452,7 +500,7 @@ def test_the_embedding_places_every_token(tmp_path):
     )
 
 
-# --- The chain rule ------------------------------------------------------------------------------
+# --- The chain rule -------------------------------------------------------------------
 
 EXPRESSIONS = [
     ("a * b + a ** 2", {"a": 2, "b": -3}),
@@ -536,11 +584,11 @@ def test_what_is_no_expression_is_refused_in_words(text):
     ids=["5000 brackets", "150 brackets", "signs", "a sum"],
 )
 def test_what_is_nested_too_deeply_is_refused_in_words(text):
-    """A browser's stack is small: Pyodide dies of what CPython's parser takes or refuses."""
+    """A browser's stack is small: CPython refuses what would crash Pyodide."""
     assert in_words(refusal(bridge.expression, text, {"a": 2}))
 
 
-# --- Keeping it ----------------------------------------------------------------------------------
+# --- Keeping it -----------------------------------------------------------------------
 
 
 def test_what_is_saved_opens_as_a_checkpoint(tmp_path):
@@ -549,15 +597,17 @@ def test_what_is_saved_opens_as_a_checkpoint(tmp_path):
     names = unpacked(playground.save(), tmp_path / "opened")
     assert {name.split("/")[0] for name in names} == {"model"}
     directory = str(tmp_path / "opened" / "model")
-    assert microgpt.GPT.load(directory).params == playground.model.params
+    assert microgpt.load_model(directory).params == playground.model.params
     assert microgpt.load_tokenizer(directory).vocab == playground.tokenizer.vocab
 
 
 def test_a_training_goes_on_from_its_file_as_if_it_had_never_stopped(tmp_path):
-    playground, text = begun(tmp_path), "\n".join(NAMES).encode()
+    playground = begun(tmp_path)
+    text = "\n".join(NAMES).encode()
     for _ in range(5):
         playground.train(0)
-    kept, rest = playground.save(), playground.train(LONG)["losses"]
+    kept = playground.save()
+    rest = playground.train(LONG)["losses"]
     other = bridge.Playground(str(tmp_path))
     about = other.load(kept, text)
     assert (about["step"], about["steps"], about["documents"]) == (5, 12, 11)
@@ -569,11 +619,13 @@ def test_a_training_goes_on_from_its_file_as_if_it_had_never_stopped(tmp_path):
 def test_with_another_text_a_model_opens_but_its_training_does_not_go_on(tmp_path):
     playground = begun(tmp_path)
     playground.train(LONG)
-    told, kept = playground.next_tokens("ad", 1, 0, 1.0), playground.save()
+    told = playground.next_tokens("ad", 1, 0, 1.0)
+    kept = playground.save()
     for text in (b"ada\nbob", b"", b"\xff\0"):
         other = bridge.Playground(str(tmp_path))
         about = other.load(kept, text)
         assert about["documents"] == 0 and "step" not in about and other.trainer is None
+        assert about["has_training"]  # so the page can say what it would take
         assert other.next_tokens("ad", 1, 0, 1.0) == told
         assert unpacked(other.save(), tmp_path / "again")
 
@@ -581,7 +633,7 @@ def test_with_another_text_a_model_opens_but_its_training_does_not_go_on(tmp_pat
 def test_a_training_by_several_processes_goes_on_in_one(tmp_path, monkeypatch):
     """A page has no processes: there, the import of multiprocessing fails."""
     trainer = trainer_of(workers=2)
-    trainer.save(str(tmp_path / "given"))
+    microgpt.save_training(trainer, str(tmp_path / "given"))
 
     def none(*_):
         raise ImportError("no processes here")
@@ -595,9 +647,16 @@ def test_a_training_by_several_processes_goes_on_in_one(tmp_path, monkeypatch):
     )
 
 
+def test_a_model_that_is_saved_without_a_training_has_none(tmp_path):
+    microgpt.save_model(make(), str(tmp_path / "given"), ABC)
+    playground = bridge.Playground(str(tmp_path))
+    about = playground.load(packed(tmp_path / "given"), b"abc\nab")
+    assert about["documents"] == 0 and not about["has_training"]
+
+
 def test_a_bpe_model_opens_with_gpt2s_own_files(tmp_path):
     model, tokenizer = bytewise()
-    model.save(str(tmp_path / "given"), tokenizer)
+    microgpt.save_model(model, str(tmp_path / "given"), tokenizer)
     (tmp_path / "given" / "tokenizer.json").unlink()
     merges = ["#version: 0.2", *map(" ".join, tokenizer.merges)]
     playground = bridge.Playground(str(tmp_path))
@@ -631,7 +690,8 @@ def broken(tmp_path):
         for info in zipfile.ZipFile(io.BytesIO(whole)).infolist()
         if info.filename.endswith("model.safetensors")
     )
-    damaged, huge = bytearray(whole), bytearray(whole)
+    damaged = bytearray(whole)
+    huge = bytearray(whole)
     damaged[start + 100 : start + 140] = b"\xff" * 40
     entry = whole.index(b"PK\1\2")  # where the first file's size is told again
     huge[entry + 24 : entry + 28] = (300_000_000).to_bytes(4, "little")

@@ -1,7 +1,8 @@
-"""The page of the playground, examples/playground/, in a real browser, as a person uses it.
+"""The page of the playground, examples/playground/, in a real browser.
 
-It takes Playwright for Python, a Chromium (in the PATH, or named by CHROMIUM), and the two packages
-that the page has from a public address, of just its versions, in the folder MICROGPT_NODE_MODULES:
+These tests need Playwright for Python and Chromium (in the PATH, or named by CHROMIUM).
+They also need the two packages that the page loads from a public address, in the same
+versions, in the folder MICROGPT_NODE_MODULES:
 
     pip install playwright
     npm install pyodide@314.0.7 uplot@1.6.32
@@ -18,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 import zipfile
@@ -71,8 +73,9 @@ def missing():
             found = "not there"
         if not NODE_MODULES or found != version:
             return (
-                f"npm's {name} {version} is missing: npm install {name}@{version}, and name "
-                f"the folder node_modules in MICROGPT_NODE_MODULES (there it is {found})"
+                f"npm's {name} {version} is missing ({found}): run npm install "
+                f"{name}@{version}, and set MICROGPT_NODE_MODULES to the folder "
+                "node_modules"
             )
     return None
 
@@ -82,15 +85,20 @@ if missing():
 
 from playwright.sync_api import sync_playwright  # noqa: E402
 
+sys.path.append(os.path.join(ROOT, "examples"))
+
+from tracing import TracedGPT  # noqa: E402
+
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 8}
 SMALL = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}
 PLAYGROUND = "/examples/playground/"
 
-# Before the page's own scripts: remember the charts that are drawn, and tasks of more than 50 ms.
+# This runs before the page's own scripts. It remembers the charts that are drawn, tasks
+# of more than 50 ms, and the page's worker.
 WATCH = """
 window.charts = []; window.longTasks = [];
-new PerformanceObserver((list) => longTasks.push(...list.getEntries().map((e) => e.duration)))
-  .observe({ type: "longtask" });
+const note = (list) => longTasks.push(...list.getEntries().map((e) => e.duration));
+new PerformanceObserver(note).observe({ type: "longtask" });
 let made;
 Object.defineProperty(window, "uPlot", { get: () => made, set: (uPlot) => {
   made = new Proxy(uPlot, { construct: (target, args) => {
@@ -103,11 +111,14 @@ window.Worker = function (...args) { return window.worker = new start(...args); 
 """
 
 
-# --- Serving and opening the page ----------------------------------------------------------------
+# --- Serving and opening the page -----------------------------------------------------
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """The repository as `python -m http.server` serves it; /own-pyodide/ is a copy of Pyodide."""
+    """Serves the repository as `python -m http.server` does.
+
+    /own-pyodide/ is a copy of Pyodide.
+    """
 
     def translate_path(self, path):
         own, _, name = path.partition("/own-pyodide/")
@@ -173,7 +184,7 @@ def answer(route):
 
 
 def visit(browser, address, pyodide=answer):
-    """Open the page -> it, with all requests that it makes and all that goes wrong in it."""
+    """Open the page -> the page, its requests, and what goes wrong in it."""
     context = browser.new_context(
         viewport={"width": 1280, "height": 900},
         accept_downloads=True,
@@ -198,7 +209,10 @@ def visit(browser, address, pyodide=answer):
 
 
 def until(page, true, seconds=60):
-    """Wait for what a function says; the page's security policy forbids page.wait_for_function."""
+    """Wait until a function returns something true, and return it.
+
+    (The page's security policy forbids page.wait_for_function.)
+    """
     end = time.monotonic() + seconds
     while not (result := true()):
         assert time.monotonic() < end, (
@@ -222,7 +236,7 @@ def booted(page):
 
 @pytest.fixture(scope="module")
 def here(browser, base):
-    """The visit that most tests share. Pyodide keeps it waiting until it has been looked at."""
+    """The visit that most tests share. Pyodide comes only after a look at the page."""
     held = []
     here = visit(browser, base + PLAYGROUND, lambda route: held.append(route))
     page = here.page
@@ -279,7 +293,7 @@ def ours():
     return trainer
 
 
-# --- What a person does --------------------------------------------------------------------------
+# --- What a person does ---------------------------------------------------------------
 
 
 def slide(page, **values):
@@ -311,7 +325,7 @@ def ask(page, method, *args):
 
 
 def settle(page):
-    """Wait until the page has shown what it asks Python for, one thing after the other."""
+    """Wait until the page has shown all that it has asked Python for."""
     for _ in range(8):
         ask(page, "parameter_count", 3, {})
 
@@ -358,8 +372,8 @@ def zipped(directory):
 
 
 def open_model(page, tmp_path, model, tokenizer):
-    """By the panel "Keep it"; the panel "Generate" as at the beginning."""
-    model.save(str(tmp_path / "model"), tokenizer)
+    """With the panel "Save and open". The panel "Generate" is as at the beginning."""
+    microgpt.save_model(model, str(tmp_path / "model"), tokenizer)
     give(page, "#open", zipped(str(tmp_path / "model")), "model.zip")
     assert not page.is_visible("#keep-error"), page.inner_text("#keep-error")
     slide(page, temperature=1, top_k=0, top_p=1)
@@ -368,7 +382,7 @@ def open_model(page, tmp_path, model, tokenizer):
 
 
 def words(page, place):
-    """What an error says: to be one line for a person, without Python's or the page's own names."""
+    """An error's message. It must be one line without names from the code."""
     until(page, lambda: page.is_visible(place), 10)
     told = page.inner_text(place)
     assert "\n" not in told and 10 < len(told) < 300, told
@@ -382,8 +396,8 @@ def bars(page):
     """[height of what the model has, height of what is drawn] of each token, in %."""
     return page.eval_on_selector_all(
         "#bars .bar",
-        """(bars) => bars.map((bar) =>
-      [...bar.querySelectorAll("i")].map((height) => parseFloat(height.style.height)))""",
+        """(bars) => bars.map((bar) => [...bar.querySelectorAll("i")]
+          .map((height) => parseFloat(height.style.height)))""",
     )
 
 
@@ -404,7 +418,7 @@ def narrow(page):
     return width <= 360
 
 
-# --- The files -----------------------------------------------------------------------------------
+# --- The files ------------------------------------------------------------------------
 
 
 def test_what_comes_from_elsewhere_is_what_its_hash_says():
@@ -441,7 +455,7 @@ def test_every_model_that_the_sliders_offer_can_be_built():
             microgpt.Config(27, 8, 1, int(n_head), int(n_embd))
 
 
-# --- Coming in -----------------------------------------------------------------------------------
+# --- Coming in ------------------------------------------------------------------------
 
 
 def test_the_page_is_there_before_python_is(here):
@@ -479,7 +493,7 @@ def test_pyodide_of_another_site_is_refused(browser, base):
     there.context.close()
 
 
-# --- Training ------------------------------------------------------------------------------------
+# --- Training -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -511,12 +525,11 @@ def trained(here):
     seen = []
     until(page, lambda: seen.append(step(page)) or page.inner_text("#reading"))
     settle(page)
-    told.seen, told.long_tasks = seen, page.evaluate("longTasks")
+    told.seen = seen
+    told.long_tasks = page.evaluate("longTasks")
     told.steps, told.losses = curve(page)
-    told.reading, told.samples = (
-        page.inner_text("#reading"),
-        page.locator("#samples li").count(),
-    )
+    told.reading = page.inner_text("#reading")
+    told.samples = page.locator("#samples li").count()
     told.next_tokens = ask(page, "next_tokens", "ma", 1, 0, 1)
     return told
 
@@ -557,11 +570,13 @@ def test_at_the_end_it_says_how_it_went(trained, ours):
 
 
 def test_the_page_answers_while_it_trains(trained):
-    """The training is in a worker. More than 100 ms of work at a time on the page's own thread
-    would be felt; a machine that is busy with other things can take that long over less."""
-    print(
-        f"tasks of more than 50 ms: {trained.long_tasks}; to stop: {trained.stopping:.2f} s"
-    )
+    """Training runs in a worker, so the page's own thread is free.
+
+    A user would feel more than 100 ms of work at a time. But on a busy machine, less
+    work can take as long.
+    """
+    print(f"tasks of more than 50 ms: {trained.long_tasks}")
+    print(f"to stop: {trained.stopping:.2f} s")
     assert max(trained.long_tasks, default=0) < 1000
 
 
@@ -604,7 +619,8 @@ def test_another_text_means_another_training(page, trained):
 
 
 def test_a_slider_that_is_moved_at_once_after_stop_breaks_nothing(here, trained):
-    page, before = here.page, len(here.troubles)
+    page = here.page
+    before = len(here.troubles)
     begin(page, **SMALL, steps=200)
     page.evaluate("""() => {
       document.getElementById("stop").click();
@@ -616,7 +632,7 @@ def test_a_slider_that_is_moved_at_once_after_stop_breaks_nothing(here, trained)
 
 
 def test_the_curve_of_a_long_training_keeps_the_numbers_of_its_steps(page, trained):
-    """Of more steps than the curve has points for: told by the worker, as if it had made them."""
+    """The worker claims to have made more steps than the curve has points for."""
     begin(page, **SMALL, steps=10000)
     stop(page)
     made = int(step(page))
@@ -638,7 +654,7 @@ def test_the_curve_of_a_long_training_keeps_the_numbers_of_its_steps(page, train
     assert all(earlier < later for earlier, later in zip(steps, steps[1:]))
 
 
-# --- A text of one's own -------------------------------------------------------------------------
+# --- A text of one's own --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -652,7 +668,8 @@ def test_the_curve_of_a_long_training_keeps_the_numbers_of_its_steps(page, train
     ids=["empty", "one", "binary", "latin-1"],
 )
 def test_a_file_that_is_no_text_to_learn_from_is_refused_in_words(here, contents, told):
-    page, before = here.page, len(here.troubles)
+    page = here.page
+    before = len(here.troubles)
     slide(page, **SMALL, steps=100)
     page.set_input_files(
         "#own-file", {"name": "own.txt", "mimeType": "text/plain", "buffer": contents}
@@ -683,7 +700,9 @@ def test_a_text_that_is_pasted_is_learned_and_known_again(page):
     page.click("#write")
     until(page, lambda: page.locator("#written li").count() == 10)
     known = page.locator("#written li").all_inner_texts()
-    assert all(line.split() == ["abba", "in", "training"] for line in known)
+    assert all(
+        line.split() == ["abba", *"in the training text".split()] for line in known
+    )
     page.fill("#prefix", "bb")
     page.click("#write")
     until(page, lambda: page.locator("#written li").first.inner_text().startswith("bb"))
@@ -708,17 +727,17 @@ def test_a_file_that_is_chosen_is_learned(page):
     assert len(bars(page)) == 8
 
 
-# --- Generation ----------------------------------------------------------------------------------
+# --- Generation -----------------------------------------------------------------------
 
 
 def expected(ours, prefix, temperature, top_k, top_p):
-    """The probabilities that `sample` draws with: those that it hands to its random numbers."""
+    """The model's probabilities, and those that Sampling draws with."""
     logits = ours.model([ours.tokenizer.end, *ours.tokenizer.encode(prefix)])[-1]
     given = {}
     rng = SimpleNamespace(
         choices=lambda ids, weights: given.update(zip(ids, weights)) or ids
     )
-    certain = microgpt.sample(logits, temperature, top_k, top_p, rng)
+    certain = microgpt.Sampling(temperature, top_k, top_p).draw(logits, rng)
     given = given or {certain: 1.0}
     total = sum(given.values())
     return microgpt.softmax(logits), [
@@ -781,7 +800,7 @@ def test_an_unknown_character_is_told_in_words_and_then_forgotten(opened):
 
 
 def test_a_token_that_is_drawn_joins_the_beginning(opened, ours):
-    """The likeliest: at temperature 0 nothing else can be drawn. At the end nothing is added."""
+    """At temperature 0, it is the likeliest. The end adds nothing."""
     slide(opened, temperature=0)
     text = ""
     while True:
@@ -817,7 +836,9 @@ def test_the_end_adds_nothing_to_the_beginning(page, tmp_path):
 def test_the_sliders_say_what_holds_also_after_another_model(opened, tmp_path):
     slide(opened, top_k=27)
     (tmp_path / "small").mkdir()
-    draws(0.5, 0.3, 0.2).save(str(tmp_path / "small"), microgpt.CharTokenizer(["ab"]))
+    microgpt.save_model(
+        draws(0.5, 0.3, 0.2), str(tmp_path / "small"), microgpt.CharTokenizer(["ab"])
+    )
     give(opened, "#open", zipped(str(tmp_path / "small")))
     told = (
         opened.locator("label", has=opened.locator("#top_k"))
@@ -827,7 +848,7 @@ def test_the_sliders_say_what_holds_also_after_another_model(opened, tmp_path):
     assert len(bars(opened)) == 3 and told == opened.input_value("#top_k")
 
 
-# --- Looking inside ------------------------------------------------------------------------------
+# --- Looking inside -------------------------------------------------------------------
 
 
 def look(page, text):
@@ -868,9 +889,11 @@ def test_attention_is_a_map_for_every_head_and_looks_back_only(opened, ours):
       [...map.querySelectorAll("rect")].map((rect) => ["y", "x", "fill-opacity"].map(
         (name) => Number(rect.getAttribute(name)))))""",
     )
-    trace = {}
-    ours.model([ours.tokenizer.end, *ours.tokenizer.encode("maria")], trace=trace)
-    heads = [head for i in range(SHAPE["n_layer"]) for head in trace[f"h.{i}.attn"]]
+    traced = TracedGPT(ours.model)
+    traced([ours.tokenizer.end, *ours.tokenizer.encode("maria")])
+    heads = []
+    for i in range(SHAPE["n_layer"]):
+        heads += traced.trace[f"h.{i}.attn"]
     assert len(maps) == len(heads) == SHAPE["n_layer"] * SHAPE["n_head"]
     for squares, head in zip(maps, heads):
         assert [(i, j) for i, j, _ in squares] == [
@@ -906,7 +929,7 @@ def test_a_name_that_cannot_be_looked_at_is_told_in_words(opened):
     assert opened.locator("#scores tbody tr").count() == 1
 
 
-# --- The chain rule ------------------------------------------------------------------------------
+# --- The chain rule -------------------------------------------------------------------
 
 
 def grads(page):
@@ -931,7 +954,9 @@ def draw_graph(page, expression, numbers):
 
 def test_the_gradient_goes_back_one_node_at_a_time(page):
     draw_graph(page, "a * b + a ** 2", "a=2 b=-3")
-    root, product, square = "a * b + a ** 2", "a * b", "a ** 2"
+    root = "a * b + a ** 2"
+    product = "a * b"
+    square = "a ** 2"
     assert grads(page) == {root: 1, product: 0, square: 0, "a": 0, "b": 0}
     page.click("#back-one")
     assert grads(page) == {root: 1, product: 1, square: 1, "a": 0, "b": 0}
@@ -966,7 +991,7 @@ def test_what_is_no_expression_is_told_in_words(page, expression, numbers):
     assert not page.is_visible("#value-error") and len(grads(page)) == 2
 
 
-# --- Keeping it ----------------------------------------------------------------------------------
+# --- Keeping it -----------------------------------------------------------------------
 
 
 def downloaded(page, tmp_path):
@@ -984,7 +1009,7 @@ def test_what_is_downloaded_opens_here_and_there(page, tmp_path):
     own_text(page, "ada\nbob\ncleo\nabel\nada")
     train(page, **SMALL)
     kept = downloaded(page, tmp_path)
-    model = microgpt.GPT.load(str(tmp_path / "unzipped" / "model"))
+    model = microgpt.load_model(str(tmp_path / "unzipped" / "model"))
     tokenizer = microgpt.load_tokenizer(str(tmp_path / "unzipped" / "model"))
     told = ask(page, "next_tokens", "ab", 1, 0, 1)
     assert [row["token"] for row in told] == list(tokenizer.vocab)
@@ -1009,13 +1034,14 @@ def test_a_training_that_was_kept_goes_on_as_if_it_had_never_stopped(page, tmp_p
     own_text(page, "ada\nbob\ncleo\nabel\nada")
     begin(page, **SMALL, steps=100)
     stop(page)
-    kept, made = downloaded(page, tmp_path), int(step(page))
+    kept = downloaded(page, tmp_path)
+    made = int(step(page))
     page.click("#go")
     until(page, lambda: page.inner_text("#reading"))
     losses = curve(page)[1]
     open_model(page, tmp_path, draws(0, 0, 1), microgpt.CharTokenizer(["ab"]))
     give(page, "#open", kept)
-    assert step(page) == made
+    assert step(page) == made and f"step {made} of 100" in page.inner_text("#kept")
     page.click("#go")
     until(page, lambda: page.inner_text("#reading"))
     settle(page)
@@ -1029,10 +1055,11 @@ def test_a_training_that_was_kept_goes_on_as_if_it_had_never_stopped(page, tmp_p
 def test_a_model_that_is_opened_while_another_trains_stays_as_it_is(
     here, ours, tmp_path
 ):
-    page, before = here.page, len(here.troubles)
+    page = here.page
+    before = len(here.troubles)
     page.check("[name=text][value=names]")
     begin(page, **SMALL, steps=1000)
-    ours.save(str(tmp_path / "model"))
+    microgpt.save_training(ours, str(tmp_path / "model"))
     give(page, "#open", zipped(str(tmp_path / "model")))
     told = ask(page, "next_tokens", "ma", 1, 0, 1)
     assert [row["model"] for row in told] == pytest.approx(
@@ -1047,7 +1074,7 @@ def test_a_model_of_bytes_as_gpt2_is_opens_too(page, tmp_path):
     tokenizer = microgpt.BPETokenizer.train(["eve ada ada ada ada"] * 9, 260)
     directory = tmp_path / "given"
     model = microgpt.GPT(microgpt.Config(260, 8, 1, 2, 8), seed=1)
-    model.save(str(directory), tokenizer)
+    microgpt.save_model(model, str(directory), tokenizer)
     (directory / "tokenizer.json").unlink()
     (directory / "vocab.json").write_text(json.dumps(tokenizer.vocab), encoding="utf-8")
     (directory / "merges.txt").write_text(
@@ -1076,7 +1103,8 @@ def test_a_model_of_bytes_as_gpt2_is_opens_too(page, tmp_path):
 def test_a_file_that_is_no_model_is_told_in_words_and_changes_nothing(opened):
     opened.fill("#prefix", "ma")
     settle(opened)
-    before, other = bars(opened), io.BytesIO()
+    before = bars(opened)
+    other = io.BytesIO()
     with zipfile.ZipFile(other, "w") as file:
         file.writestr("readme.txt", "hello")
     for contents in (b"", b"no zip at all", other.getvalue()):
@@ -1088,7 +1116,7 @@ def test_a_file_that_is_no_model_is_told_in_words_and_changes_nothing(opened):
     assert bars(opened) == before
 
 
-# --- Without a mouse, on a phone, in the dark ----------------------------------------------------
+# --- Without a mouse, on a phone, in the dark -----------------------------------------
 
 
 def test_tab_reaches_everything_that_can_be_used(opened):
@@ -1097,8 +1125,8 @@ def test_tab_reaches_everything_that_can_be_used(opened):
       document.addEventListener("focusin", (event) => reached.add(event.target));
     }""")
     wanted = """() => [...document.querySelectorAll(
-        "a[href], button, input, textarea, [tabindex]:not([tabindex='-1'])")].filter((element) =>
-      !element.disabled && element.checkVisibility()
+        "a[href], button, input, textarea, [tabindex]:not([tabindex='-1'])")]
+      .filter((element) => !element.disabled && element.checkVisibility()
         && !(element.type === "radio" && !element.checked))"""
     count = opened.evaluate(f"({wanted})().length")
     assert count > 30
@@ -1149,7 +1177,8 @@ def test_enter_does_what_the_button_beside_does(opened):
 
 
 def test_every_chapter_opens_beside_the_page_and_escape_goes_back(page):
-    program, buttons = source("microgpt.py"), page.locator("button.chapter")
+    program = source("microgpt.py")
+    buttons = page.locator("button.chapter")
     assert buttons.count() >= 5
     for button in buttons.all():
         button.focus()
@@ -1158,12 +1187,12 @@ def test_every_chapter_opens_beside_the_page_and_escape_goes_back(page):
         chapter = page.text_content("#reader code")
         number, title = re.match(r"# === (\d+)\. (.+?) =", chapter).groups()
         assert chapter in program and len(chapter) > 1000
-        assert len(re.findall(r"(?m)^# === \d+\. ", chapter)) == 1
+        assert len(re.findall(r"(?m)^# (?:=== \d+\. |Part )", chapter)) == 1
         assert (
             title == button.get_attribute("data-chapter")
             and title in button.inner_text()
         )
-        assert title in page.inner_text("#reader-title")
+        assert f"{number}, “{title}”" in page.inner_text("#reader-title")
         assert page.evaluate(
             "document.querySelector('#reader').contains(document.activeElement)"
         )
@@ -1179,7 +1208,10 @@ def test_every_chapter_opens_beside_the_page_and_escape_goes_back(page):
 def test_everything_that_can_be_used_has_a_name(opened):
     look(opened, "maria")
     tree = opened.locator("body").aria_snapshot().splitlines()
-    kinds = "textbox|slider|button|radio|link|progressbar|img|table|checkbox|combobox|figure"
+    kinds = (
+        "textbox|slider|button|radio|link|progressbar|img|table|checkbox|combobox|"
+        "figure"
+    )
     named = [line for line in tree if re.match(rf'\s*- ({kinds}) "[^"]', line)]
     assert len(named) > 40
     assert [
@@ -1220,18 +1252,23 @@ CONTRASTS = """() => {
     return [r, g, b, alpha];
   };
   const over = (top, under) => under.map((x, i) => top[i] * top[3] + x * (1 - top[3]));
-  const paper = (element) => element ? over(parse(getComputedStyle(element).backgroundColor),
-    paper(element.parentElement)) : [255, 255, 255];
+  const paper = (element) => {
+    if (!element) return [255, 255, 255];
+    const own = parse(getComputedStyle(element).backgroundColor);
+    return over(own, paper(element.parentElement));
+  };
   const light = (rgb) => rgb.map((x) => x / 255)
     .map((x) => x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4)
     .reduce((sum, x, i) => sum + x * [0.2126, 0.7152, 0.0722][i], 0);
   const writes = (element) => [...element.childNodes].some(
     (node) => node.nodeType === 3 && node.data.trim());
-  return [...document.body.querySelectorAll("*:not(svg *)")].filter((element) => writes(element)
-    && !element.disabled && (element.checkVisibility() || element.matches(".error")))
+  return [...document.body.querySelectorAll("*:not(svg *)")]
+    .filter((element) => writes(element) && !element.disabled
+      && (element.checkVisibility() || element.matches(".error")))
     .map((element) => {
       const under = paper(element);
-      const shades = [light(over(parse(getComputedStyle(element).color), under)), light(under)];
+      const ink = over(parse(getComputedStyle(element).color), under);
+      const shades = [light(ink), light(under)];
       const contrast = (Math.max(...shades) + 0.05) / (Math.min(...shades) + 0.05);
       return [contrast, element.outerHTML.slice(0, 80)];
     });
@@ -1267,8 +1304,10 @@ REMEMBER = """
 
 
 def test_the_wheel_stops_where_the_token_is_that_was_drawn(page, tmp_path):
-    """It turns so that the middle of the token's sector comes to the left, where sectors begin; and
-    who wants less motion sees it turned at once."""
+    """It turns the middle of the token's sector to the left, where sectors begin.
+
+    If the user wants less motion, it turns at once.
+    """
     open_model(
         page, tmp_path, draws(0.1, 0.2, 0.3, 0.4), microgpt.CharTokenizer(["abc"])
     )
@@ -1288,7 +1327,7 @@ def test_the_wheel_stops_where_the_token_is_that_was_drawn(page, tmp_path):
     page.emulate_media(reduced_motion="reduce")
 
 
-# --- In all that ---------------------------------------------------------------------------------
+# --- In all that ----------------------------------------------------------------------
 
 
 def test_the_page_has_asked_nobody_but_its_own_site_and_two_addresses(
@@ -1320,7 +1359,7 @@ def test_pyodide_can_come_from_a_folder_of_this_site(browser, base):
     ]
     assert base + "/own-pyodide/pyodide.mjs" in there.requests and there.troubles == []
 
-    # And as this visit is over: what is nested so deeply that it breaks Python must not break it.
+    # This comes last, because it might crash Python: deeply nested expressions.
     for deep in ("(" * 150 + "a" + ")" * 150, "+".join("a" * 3000), "-" * 5000 + "a"):
         draw_graph(there.page, deep, "a=1")
         if there.page.is_visible("#value-error"):

@@ -1,4 +1,4 @@
-// The page: loads Python in a worker, then brings the panels to life. See README, "In a browser".
+// The page loads Python in a worker, then enables its panels. See README, "In a browser".
 
 import { $, END, showSlider } from "./page.js";
 import * as generate from "./generate.js";
@@ -9,18 +9,18 @@ import * as reader from "./reader.js";
 import * as train from "./train.js";
 import * as value from "./value.js";
 
-// Pyodide comes from its public address, or from ?pyodide=folder/ of this site, for use offline.
+// Pyodide comes from its public address or, for use offline, from a folder of this site: ?pyodide=folder/
 function source() {
   const asked = new URLSearchParams(location.search).get("pyodide");
   if (!asked) return null;
   const address = new URL(asked.endsWith("/") ? asked : `${asked}/`, location.href);
   if (address.origin !== location.origin) {
-    throw new Error(`?pyodide= is of another site, ${address.origin}: it must be a folder of this one`);
+    throw new Error(`?pyodide= names another site, ${address.origin}, but must name a folder of this one`);
   }
   return address.href;
 }
 
-// There is a model, or it has changed; while it is training, only what costs little is shown anew.
+// There is a new model, or the model has changed. During training, update only what takes little time.
 function ready(about, training = false) {
   for (const id of ["draw", "write", "look", "download"]) $(id).disabled = false;
   $("top_k").max = about.vocab.length;
@@ -40,17 +40,17 @@ async function main() {
   inside.setUp();
   onLoading((share) => {
     $("loading").value = share;
-    $("status").textContent = share < 1 ? `Loading Python, about 6 MB: ${Math.round(100 * share)}%` : "Starting Python…";
+    $("status").textContent = share < 1 ? `Loading Python (about 6 MB): ${Math.round(100 * share)}%` : "Starting Python…";
   });
   try {
-    if (!globalThis.WebAssembly) throw new Error("this browser has no WebAssembly, which Python needs here");
+    if (!globalThis.WebAssembly) throw new Error("this browser has no WebAssembly, which Python needs");
     const { python: version } = await python.boot(source());
-    $("status").textContent = `Ready: Python ${version} runs in this page.`;
+    $("status").textContent = `Ready. Python ${version} is running in this page.`;
     $("loading").hidden = true;
   } catch (error) {
     $("loading").hidden = true;
     $("status").className = "error";
-    const offline = navigator.onLine ? "" : " There is no connection: see the README for use offline.";
+    const offline = navigator.onLine ? "" : " You seem to be offline. The README explains how to use this page offline.";
     $("status").textContent = `Python could not be loaded: ${error.message}.${offline}`;
     return;
   }

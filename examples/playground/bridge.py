@@ -1,7 +1,7 @@
-"""What the playground's page shows, computed by microgpt.py: all that is Python in the playground.
+"""The Python of the playground: what its page shows, computed by microgpt.py.
 
-The page's worker calls these functions with plain numbers and texts, and gets such back. They are
-ordinary Python, and tested without a browser.
+The page's worker calls these functions with plain numbers and texts, and gets plain
+numbers and texts back. The functions need no browser, and are tested without one.
 """
 
 import io
@@ -13,38 +13,70 @@ import shutil
 import time
 import zipfile
 import zlib
-from contextlib import suppress
 from heapq import nlargest
-from itertools import accumulate
 
 import graph  # examples/graph.py
+from tracing import TracedGPT  # examples/tracing.py
 
 import microgpt
 
-LOOK = 60  # held-out windows in a look at the held-out loss
-SHOWN = 100  # tokens in a picture, if a model has more
-DEEPEST = 30  # brackets in brackets: more would overflow the stack
+QUICK_WINDOWS = 60  # how many windows a quick look at the held-out loss takes
+MOST_TOKENS = 100  # how many tokens a picture shows at most
+MOST_CHARACTERS = 200  # in an expression
+DEEPEST = 30  # brackets inside brackets; many more would overflow a browser's stack
+LARGEST_MODEL = 200_000_000  # bytes, all files together
+TRAINING = "trainer.safetensors"
+MODEL_FILES = (
+    TRAINING,
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+)
+ZIP_ERRORS = (  # what zipfile raises if it cannot read a file
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 class Playground:
-    """A model that is being trained, with its documents. `directory` is for files of its own."""
+    """One model, with its training if it has one. It keeps its files in a directory."""
 
     def __init__(self, directory):
         self.directory = directory
-        self.model = self.tokenizer = self.trainer = self.names = None
+        self.rng = random.Random()
+        self.model = None
+        self.tokenizer = None
+        self.trainer = None
+        self.names = None  # the text of each token, by its id
+
+    # Training
 
     def start(self, text, shape, training):
-        """Begin anew: bytes of text, a document a line; options for Config and TrainConfig."""
-        documents = self._documents(text)
+        """Start a new training on a text, which is bytes with one document on a line.
+
+        `shape` and `training` are options for Config and TrainConfig.
+        """
+        documents = self.read_documents(text)
+        config = microgpt.TrainConfig(**training)
+        if len(documents) == 1 and config.val_fraction > 0:
+            raise ValueError(
+                "this text has a single document: give two or more, one on each line"
+            )
         tokenizer = microgpt.CharTokenizer(documents)
-        config = microgpt.Config(tokenizer.vocab_size, **shape)
-        training = microgpt.TrainConfig(**training)
-        model = microgpt.GPT(config, seed=training.seed)
-        self.trainer = microgpt.Trainer(model, tokenizer, documents, training)
-        self.model, self.tokenizer, self.names = model, tokenizer, names_of(tokenizer)
+        shape = microgpt.Config(tokenizer.vocab_size, **shape)
+        model = microgpt.GPT(shape, seed=config.seed)
+        trainer = microgpt.Trainer(model, tokenizer, documents, config)
+        self.use(trainer.model, tokenizer, trainer)
         return self.about()
 
-    def _documents(self, text):
+    def read_documents(self, text):
+        """Bytes -> documents, by the rules of the command line."""
         path = os.path.join(self.directory, "documents.txt")
         with open(path, "wb") as file:
             file.write(text)
@@ -53,8 +85,15 @@ class Playground:
         except ValueError as error:
             raise ValueError(str(error).replace(path, "this text")) from None
 
+    def use(self, model, tokenizer, trainer):
+        """From now on, show this model."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.trainer = trainer
+        self.names = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+
     def about(self):
-        """What is being trained, or was loaded."""
+        """What the page should know about the model and its training."""
         config = self.model.config
         about = {
             "parameters": microgpt.parameter_count(config),
@@ -66,27 +105,19 @@ class Playground:
             "documents": 0,
             "example": "",
         }
-        if self.trainer:
-            trainer = self.trainer
-            about.update(
-                documents=len(trainer.documents),
-                held_out=len(trainer.val_documents),
-                step=trainer.step,
-                steps=trainer.config.steps,
-                example=trainer.documents[0],
-            )
+        if self.trainer is not None:
+            about["documents"] = len(self.trainer.documents)
+            about["held_out"] = len(self.trainer.val_documents)
+            about["step"] = self.trainer.step
+            about["steps"] = self.trainer.config.steps
+            about["example"] = self.trainer.documents[0]
         return about
 
-    def scale(self):
-        """The losses of models that only count, to hold the model's against."""
-        seen, held_out = self.trainer.windows, self.trainer.val_windows
-        return microgpt.baselines(
-            seen, (held_out or seen)[:500], self.model.config.vocab_size
-        )
-
     def train(self, milliseconds=50):
-        """Steps for about so long -> {step, steps, losses: theirs, speed: in tokens a second}"""
-        started, losses, speed = time.perf_counter(), [], 0
+        """Make steps for about so long, at least one if there are any left."""
+        started = time.perf_counter()
+        losses = []
+        speed = 0
         for step in self.trainer:
             losses.append(step.loss)
             speed = step.tokens_per_second
@@ -95,101 +126,113 @@ class Playground:
         return {
             "step": self.trainer.step,
             "steps": self.trainer.config.steps,
-            "losses": losses,
-            "speed": speed,
+            "losses": losses,  # of the steps of this call
+            "speed": speed,  # in tokens a second
         }
 
     def held_out(self):
-        """The loss on some of the held-out documents, or None if there are none."""
-        held_out = self.trainer.val_windows[:LOOK]
-        return microgpt.evaluate(self.model, held_out) if held_out else None
+        """The loss on some held-out documents. None if no document is held out."""
+        windows = self.trainer.val_windows[:QUICK_WINDOWS]
+        if not windows:
+            return None
+        return microgpt.evaluate(self.model, windows)
+
+    def scale(self):
+        """The losses of models that only count, to compare the model's loss with."""
+        windows = self.trainer.windows
+        held_out = self.trainer.val_windows or windows
+        vocab_size = self.model.config.vocab_size
+        return microgpt.baselines(windows, held_out[:500], vocab_size)
 
     def reading(self):
-        """What the training came to: the held-out loss, and a sentence."""
+        """The held-out loss at the end, and a sentence on how the training went."""
         trainer = self.trainer
         loss = microgpt.evaluate(self.model, trainer.val_windows or trainer.windows)
-        sentence = trainer.losses and microgpt.reading(
-            trainer.losses, loss, self.scale()
-        )
-        return {"loss": loss, "sentence": sentence or ""}
+        sentence = ""
+        if trainer.losses:  # a training that was loaded has none at first
+            sentence = microgpt.reading(trainer.losses, loss, self.scale())
+        return {"loss": loss, "sentence": sentence}
+
+    # Generation
 
     def write(self, n, prompt, seed, options):
-        """New documents, and whether they were in training; options as for `generate`."""
-        known = set(self.trainer.documents if self.trainer else ())
-        rng, written = random.Random(seed), []
+        """Write n documents, and tell which of them are training documents."""
+        known = set()
+        if self.trainer is not None:
+            known.update(self.trainer.documents)
+        rng = random.Random(seed)
+        written = []
         for _ in range(n):
-            text = microgpt.generate(
-                self.model, self.tokenizer, prompt, seed=rng, **options
-            )
+            text = microgpt.generate(self.model, self.tokenizer, prompt, rng, **options)
             written.append({"text": text, "known": text in known})
         return written
 
     def next_tokens(self, prompt, temperature, top_k, top_p):
-        """What may come next: each token's probability, as the model has it and as it is drawn."""
-        logits = self._logits(prompt)
-        drawn = Drawn()
-        token = microgpt.sample(logits, temperature, top_k, top_p, drawn)
-        drawn.weights = drawn.weights or {
-            token: 1.0
-        }  # at temperature 0 nothing is drawn
-        total = sum(drawn.weights.values())
-        shown = sorted(nlargest(SHOWN, range(len(logits)), key=logits.__getitem__))
-        probs = microgpt.softmax(logits)
+        """The probability of each token to come next, twice.
+
+        "model" is what the model gives, "drawn" what temperature, top_k and top_p make
+        of it. Of a large vocabulary, the tokens that the model finds likeliest.
+        """
+        logits = self.last_logits(prompt)
+        sampling = microgpt.Sampling(temperature, top_k, top_p)
+        model = microgpt.softmax(logits)
+        drawn = draw_probabilities(logits, sampling)
+        shown = nlargest(MOST_TOKENS, range(len(logits)), key=logits.__getitem__)
         return [
-            {
-                "token": self.names[i],
-                "model": probs[i],
-                "drawn": drawn.weights.get(i, 0.0) / total,
-            }
-            for i in shown
+            {"token": self.names[i], "model": model[i], "drawn": drawn[i]}
+            for i in sorted(shown)
         ]
 
     def draw(self, prompt, temperature, top_k, top_p):
-        """One token that comes next."""
-        token = microgpt.sample(self._logits(prompt), temperature, top_k, top_p)
-        return self.names[token]
+        """Draw one token to come next."""
+        sampling = microgpt.Sampling(temperature, top_k, top_p)
+        return self.names[sampling.draw(self.last_logits(prompt), self.rng)]
 
-    def _logits(self, prompt):
+    def last_logits(self, prompt):
+        """The logits of the token after the prompt. If it is long, its end is read."""
         tokens = [self.tokenizer.end] + self.tokenizer.encode(prompt)
-        return self.model(tokens[-self.model.config.block_size :], last=True)[0]
+        reader = microgpt.CachedGPT(self.model)
+        return reader(tokens[-self.model.config.block_size :])[-1]
+
+    # Looking inside
 
     def score(self, text):
-        """Every token of a text with its probability and loss, and what was likelier."""
-        return [
-            scored._asdict()
-            for scored in microgpt.score(self.model, self.tokenizer, text)
-        ]
+        """Every token of a text, with its probability, loss and likeliest tokens."""
+        scored = microgpt.score(self.model, self.tokenizer, text)
+        return [one._asdict() for one in scored]
 
     def attention(self, text):
-        """Tokens of a text, and for each block and head how much each looks at those before it."""
-        tokens = ([self.tokenizer.end] + self.tokenizer.encode(text))[
-            : self.model.config.block_size
-        ]
-        trace = {}
-        self.model(tokens, trace=trace)
+        """How much each token of a text looks at itself and those before it.
+
+        "blocks" has, for each block and head, a row of weights for each token.
+        """
+        tokens = [self.tokenizer.end] + self.tokenizer.encode(text)
+        tokens = tokens[: self.model.config.block_size]
+        traced = TracedGPT(self.model)
+        traced(tokens)
+        n_layer = self.model.config.n_layer
         return {
             "tokens": [self.names[token] for token in tokens],
-            "blocks": [trace[f"h.{i}.attn"] for i in range(self.model.config.n_layer)],
+            "blocks": [traced.trace[f"h.{i}.attn"] for i in range(n_layer)],
         }
 
     def embedding(self):
-        """Each token's place in the plane in which the embeddings differ most."""
-        points, share = plane(self.model.params["wte.weight"][-SHOWN:])
-        return {
-            "share": share,
-            "points": [
-                {"token": token, "x": x, "y": y}
-                for token, (x, y) in zip(self.names[-SHOWN:], points)
-            ],
-        }
+        """A place in a plane for each token: close together if embeddings are alike."""
+        points, share = plane(self.model.params["wte.weight"][-MOST_TOKENS:])
+        placed = []
+        for name, (x, y) in zip(self.names[-MOST_TOKENS:], points):
+            placed.append({"token": name, "x": x, "y": y})
+        return {"share": share, "points": placed}
+
+    # Keeping the model
 
     def save(self):
-        """The model's directory, as the bytes of a zip file."""
-        directory = os.path.join(self.directory, "model")
-        shutil.rmtree(directory, ignore_errors=True)
-        self.trainer.save(directory) if self.trainer else self.model.save(
-            directory, self.tokenizer
-        )
+        """The model and its training, if it has one, as the bytes of a zip file."""
+        directory = self.empty_folder("model")
+        if self.trainer is not None:
+            microgpt.save_training(self.trainer, directory)
+        else:
+            microgpt.save_model(self.model, directory, self.tokenizer)
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
             for name in sorted(os.listdir(directory)):
@@ -197,160 +240,205 @@ class Playground:
         return packed.getvalue()
 
     def load(self, packed, text):
-        """Open what `save` gave, or any model of microgpt.py's or GPT-2's in a zip file. If this is
-        the text that its training began with, the training can go on."""
-        directory = os.path.join(self.directory, "loaded")
-        shutil.rmtree(directory, ignore_errors=True)
-        os.makedirs(directory)
+        """Open a zip file made by `save`, or one with any model that microgpt.py opens.
+
+        If it has a training that began with this text, the training can go on.
+        """
+        directory = self.empty_folder("loaded")
         try:
-            with zipfile.ZipFile(io.BytesIO(packed)) as file:
-                if sum(info.file_size for info in file.infolist()) > 200_000_000:
-                    raise ValueError(
-                        "this model is too large for a page: 200 MB at most"
-                    )
-                for info in file.infolist():
-                    name = os.path.basename(
-                        info.filename
-                    )  # flat, so that nothing leads out
-                    if name in FILES:
-                        with open(os.path.join(directory, name), "wb") as kept:
-                            kept.write(file.read(info))
-                        if name.endswith(".json"):
-                            refuse_depth(os.path.join(directory, name))
-            model, trainer = microgpt.GPT.load(directory), None
+            unpack(packed, directory)
+            model = microgpt.load_model(directory)
             tokenizer = microgpt.load_tokenizer(directory)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
-            raise ValueError(f"this is not a zip file with a model: {error}") from None
-        except OSError as error:
-            name = os.path.basename(error.filename or "a file")
-            raise ValueError(
-                f"there is no {name} of a model in this zip file"
-            ) from None
+        except ZIP_ERRORS as error:
+            raise ValueError(f"this file is not a zip file: {error}") from None
         except ValueError as error:
-            raise ValueError(str(error).replace(directory, "the model")) from None
-        if os.path.exists(os.path.join(directory, "trainer.safetensors")):
-            with suppress(ValueError):
-                trainer = microgpt.Trainer.load(
-                    directory, self._documents(text), workers=1, eval_every=0
-                )
-                model = trainer.model
-        self.model, self.tokenizer, self.trainer = model, tokenizer, trainer
-        self.names = names_of(tokenizer)
-        return self.about()
+            message = str(error).replace(directory + os.sep, "")
+            raise ValueError(message) from None
+        trainer = self.saved_training(directory, text)
+        if trainer is not None:
+            model = trainer.model
+        self.use(model, tokenizer, trainer)
+        has_training = os.path.exists(os.path.join(directory, TRAINING))
+        return {**self.about(), "has_training": has_training}
+
+    def saved_training(self, directory, text):
+        """A Trainer that goes on with a saved training. None if it cannot go on."""
+        if not os.path.exists(os.path.join(directory, TRAINING)):
+            return None
+        changes = {"workers": 1, "eval_every": 0}  # a page cannot start processes
+        try:
+            documents = self.read_documents(text)
+            return microgpt.load_training(directory, documents, **changes)
+        except ValueError:  # for example, the training began with another text
+            return None
+
+    def empty_folder(self, name):
+        """An empty folder of this name in the playground's directory."""
+        folder = os.path.join(self.directory, name)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
+        return folder
 
 
-FILES = (
-    "config.json",
-    "model.safetensors",
-    "trainer.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-)
+def parameter_count(vocab_size, shape):
+    """How many parameters a model of this shape would have."""
+    return microgpt.parameter_count(microgpt.Config(vocab_size, **shape))
 
 
-class Drawn:
-    """Stands where `sample` takes random numbers from, and remembers what it would draw from."""
+# --- Generation -----------------------------------------------------------------------
+
+
+class Recorder:
+    """Takes the place of a random.Random. It keeps the weights of a draw."""
 
     weights = None
 
     def choices(self, ids, weights):
-        self.weights = dict(zip(ids, weights))
-        return ids[:1]
+        """Keep the weights, and draw the first id."""
+        self.weights = weights
+        return [ids[0]]
 
 
-def names_of(tokenizer):
-    """What each token stands for, by its id."""
-    return [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+def draw_probabilities(logits, sampling):
+    """The probabilities that a Sampling really draws with."""
+    recorder = Recorder()
+    token = sampling.draw(logits, recorder)
+    if recorder.weights is None:  # at temperature 0, nothing is left to chance
+        return [1.0 if i == token else 0.0 for i in range(len(logits))]
+    total = sum(recorder.weights)
+    return [weight / total for weight in recorder.weights]
 
 
-def refuse_depth(path):
-    """ValueError for JSON with so many brackets in brackets that to read it would end Python."""
-    with open(path, "rb") as file:
-        signs = re.sub(rb'"(?:[^"\\]|\\.)*"|[^][{}]', b"", file.read(), flags=re.DOTALL)
-    if deepest(signs.decode()) > DEEPEST:
-        raise ValueError(f"{os.path.basename(path)} is nested too deeply")
-
-
-def deepest(text):
-    return max(accumulate((c in "([{") - (c in ")]}") for c in text), default=0)
-
-
-def parameter_count(vocab_size, shape):
-    return microgpt.parameter_count(microgpt.Config(vocab_size, **shape))
+# --- The embedding --------------------------------------------------------------------
 
 
 def plane(rows, rounds=200):
-    """Rows -> ((x, y) of each, the share of the variance): their two principal components, found
-    by power iteration: a direction that is multiplied by the covariance again and again turns to
-    its longest axis."""
+    """Project rows of numbers onto the plane in which they differ most.
+
+    The plane's two axes are the rows' principal components.
+    -> ([(x, y) for each row], the share of the rows' variance that the plane keeps)
+    """
     n = len(rows)
     means = [sum(column) / n for column in zip(*rows)]
     rest = [[x - mean for x, mean in zip(row, means)] for row in rows]
-    variance = sum(x * x for row in rest for x in row) or 1.0
-    axes, kept = [], 0.0
-    for axis in range(2):
-        direction = [random.Random(axis).gauss(0, 1) for _ in means]
-        for _ in range(rounds):
-            along = [microgpt.dot(row, direction) for row in rest]
-            direction = [microgpt.dot(along, column) for column in zip(*rest)]
-            length = math.hypot(*direction) or 1.0
-            direction = [x / length for x in direction]
+    variance = sum(x * x for row in rest for x in row)
+    axes = []
+    for seed in range(2):
+        direction = longest_axis(rest, seed, rounds)
         along = [microgpt.dot(row, direction) for row in rest]
-        rest = [
-            [x - a * d for x, d in zip(row, direction)] for row, a in zip(rest, along)
-        ]
-        kept += sum(a * a for a in along)
         axes.append(along)
-    return list(zip(*axes)), kept / variance
+        for row, a in zip(rest, along):  # the next axis is at a right angle to this one
+            row[:] = [x - a * d for x, d in zip(row, direction)]
+    kept = sum(x * x for along in axes for x in along)
+    return list(zip(*axes)), kept / (variance or 1.0)
+
+
+def longest_axis(rows, seed, rounds):
+    """The direction, a row of length 1, along which the rows differ most.
+
+    This is power iteration: start in a random direction and multiply it by the rows'
+    covariance again and again. Each time, it turns further towards their longest axis.
+    """
+    rng = random.Random(seed)
+    direction = [rng.gauss(0, 1) for _ in rows[0]]
+    for _ in range(rounds):
+        along = [microgpt.dot(row, direction) for row in rows]
+        direction = [microgpt.dot(along, column) for column in zip(*rows)]
+        length = math.hypot(*direction) or 1.0
+        direction = [x / length for x in direction]
+    return direction
+
+
+# --- Keeping the model ----------------------------------------------------------------
+
+
+def unpack(packed, directory):
+    """Unpack the files of a model from the bytes of a zip file into a directory."""
+    with zipfile.ZipFile(io.BytesIO(packed)) as file:
+        if sum(info.file_size for info in file.infolist()) > LARGEST_MODEL:
+            most = LARGEST_MODEL // 10**6
+            raise ValueError(
+                f"this model is too large for this page: at most {most} MB"
+            )
+        for info in file.infolist():
+            name = os.path.basename(info.filename)  # so no path leads elsewhere
+            if name not in MODEL_FILES:
+                continue
+            contents = file.read(info)
+            if name.endswith(".json"):
+                refuse_deep_nesting(name, contents)
+            with open(os.path.join(directory, name), "wb") as unpacked:
+                unpacked.write(contents)
+    found = set(os.listdir(directory))
+    for name in ("config.json", "model.safetensors"):
+        if name not in found:
+            raise ValueError(f"this zip file has no {name}, so it has no model")
+    if "tokenizer.json" not in found and not {"vocab.json", "merges.txt"} <= found:
+        raise ValueError("this zip file has no tokenizer.json to go with its model")
+
+
+def refuse_deep_nesting(name, contents):
+    """Raise ValueError for JSON that would overflow the stack when it is read."""
+    strings_and_more = rb'"(?:[^"\\]|\\.)*"|[^][{}]'
+    brackets = re.sub(strings_and_more, b"", contents, flags=re.DOTALL)
+    if deepest(brackets.decode()) > DEEPEST:
+        raise ValueError(f"{name} is nested too deeply")
+
+
+# --- The chain rule -------------------------------------------------------------------
 
 
 def expression(text, values):
-    """A small expression of Values, after backward -> its nodes, parents first, each with what it
-    hands on to each of its children."""
-    if len(text) > 200 or deepest(text) > DEEPEST:
+    """The graph of an expression of Values, after backward().
+
+    -> its nodes, in the order in which backward() lets them hand on their gradients.
+    "share" is what a node hands on to a child: the local gradient times its own grad.
+    """
+    if len(text) > MOST_CHARACTERS or deepest(text) > DEEPEST:
         raise ValueError(
-            f"this is too much for a picture: 200 characters, {DEEPEST} brackets in "
-            "brackets at most"
+            f"this expression is too large to draw: write at most {MOST_CHARACTERS} "
+            f"characters, with at most {DEEPEST} brackets inside each other"
         )
     try:
-        value, names = graph.compute(text, values)
-        value.backward()
+        root, names = graph.compute(text, values)
+        root.backward()
     except (RecursionError, MemoryError):
-        raise ValueError("this is nested too deeply") from None
-    nodes = graph.nodes(value)
-    labels = graph.labels(value, names)
-    order, done = [], set()
-    waiting = {id(node): 0 for node in nodes}
+        raise ValueError("this expression is nested too deeply") from None
+    labels = graph.labels(root, names)
+    nodes = backward_order(root)
+    place = {id(node): i for i, node in enumerate(nodes)}
+    described = []
     for node in nodes:
-        for child in node.children:
-            waiting[id(child)] += 1
-    ready = [value]
-    while ready:  # those whose parents have all handed on
-        node = ready.pop(0)
-        order.append(node)
-        for child in node.children:
-            waiting[id(child)] -= 1
-            if not waiting[id(child)] and id(child) not in done:
-                done.add(id(child))
-                ready.append(child)
-    place = {id(node): i for i, node in enumerate(order)}
-    return [
-        {
-            "label": labels[id(node)],
-            "data": node.data,
-            "grad": node.grad,
-            "children": [
-                {"node": place[id(child)], "local": local, "share": local * node.grad}
-                for child, local in zip(node.children, node.local_grads)
-            ],
-        }
-        for node in order
-    ]
+        children = []
+        for child, local in zip(node.children, node.local_grads):
+            share = local * node.grad
+            children.append({"node": place[id(child)], "local": local, "share": share})
+        described.append(
+            {
+                "label": labels[id(node)],
+                "data": node.data,
+                "grad": node.grad,
+                "children": children,
+            }
+        )
+    return described
+
+
+def backward_order(root):
+    """All nodes of a graph, parents before children; at the end, those without any."""
+    order = microgpt.topological_order(root)
+    leaves = [node for node in graph.nodes(root) if not node.children]
+    return order[::-1] + leaves
+
+
+def deepest(text):
+    """How many brackets stand inside each other, at most."""
+    depth = 0
+    most = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+            most = max(most, depth)
+        elif character in ")]}":
+            depth -= 1
+    return most

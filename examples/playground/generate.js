@@ -1,6 +1,6 @@
-// Panel "Generate": the next token's distribution, as it is moved; drawing from it.
+// Panel "Generate": the probabilities of the next token, and drawing from them.
 
-import { $, END, attempt, colour, make, percent, showSlider, shown, svg } from "./page.js";
+import { $, END, attempt, colour, dotted, make, percent, showSlider, shown, svg } from "./page.js";
 import { latest, python } from "./python.js";
 
 const sliders = ["temperature", "top_k", "top_p"].map($);
@@ -16,8 +16,8 @@ export const show = latest(async (isLast) => {
       const [faint, full] = [make("i"), make("i")];
       faint.style.height = `${100 * model / most}%`;
       full.style.height = `${100 * drawn / most}%`;
-      return make("div", { className: "bar", title: `${shown(token)}: ${percent(model)}, drawn ${percent(drawn)}` },
-        make("div", {}, faint, full), shown(token));
+      return make("div", { className: "bar", title: `${shown(token)}: ${percent(model)} by the model, ${percent(drawn)} when drawn` },
+        make("div", {}, faint, full), dotted(token));
     }));
     const best = [...tokens].sort((a, b) => b.drawn - a.drawn).slice(0, 5);
     $("bars").setAttribute("aria-label", "Next token: " +
@@ -26,7 +26,7 @@ export const show = latest(async (isLast) => {
   }, () => { for (const place of [$("bars"), $("wheel")]) place.replaceChildren(); });
 });
 
-// The wheel has a sector for each token, as wide as the token is likely; the pointer is at its left.
+// The wheel has a sector for each token. Likely tokens have wide sectors. The pointer is at the left.
 let sectors = [];
 function paintWheel(tokens) {
   let from = 0;
@@ -37,11 +37,11 @@ function paintWheel(tokens) {
     const sector = drawn > 0.999 ? svg("circle", { r: 50, fill }) : svg("path", { fill,
       d: `M0 0L${at(from, 50)}A50 50 0 ${drawn > 0.5 ? 1 : 0} 1 ${at(to, 50)}Z` });
     return drawn < 0.03 ? [sector] : [sector, svg("text", { x, y, "font-size": 10, "text-anchor": "middle",
-      "dominant-baseline": "central" }, shown(token))];
+      "dominant-baseline": "central" }, dotted(token))];
   }));
 }
 
-// Turn the wheel until a token's sector is at the pointer; then it is a new one, for the next token.
+// Turn the wheel until the token's sector is at the pointer. The function returned turns it back.
 async function spin(token) {
   const { from, to } = sectors.find((sector) => sector.token === token) ?? { from: 0, to: 0 };
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -51,7 +51,7 @@ async function spin(token) {
   return () => turning.cancel();
 }
 
-let start = "", letters_ = [];                      // what was typed, and what has been drawn since
+let start = "", letters_ = [];                      // what was typed, and what was drawn since
 function showDrawn() {
   $("so-far").replaceChildren(start, ...letters(letters_));
 }
@@ -63,7 +63,7 @@ async function draw() {
     $("draw").disabled = true;
     const back = await spin(token);
     $("draw").disabled = false;
-    $("drawn").textContent = token === END ? `drawn: the end, ${percent(drawn)}` : `drawn: ${shown(token)}, ${percent(drawn)}`;
+    $("drawn").textContent = token === END ? `Drawn: the end (${percent(drawn)})` : `Drawn: ${shown(token)} (${percent(drawn)})`;
     if (token !== END) {
       $("prefix").value += token;
       letters_.push({ token, probability: drawn });
@@ -82,7 +82,7 @@ async function write() {
     const items = [];
     for (const { text, known } of written) {
       const scored = await python.score(text);
-      items.push(make("li", {}, ...letters(scored), make("small", {}, known ? " in training" : " new")));
+      items.push(make("li", {}, ...letters(scored), make("small", {}, known ? " in the training text" : " new")));
     }
     $("written").replaceChildren(...items);
   });

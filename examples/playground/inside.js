@@ -1,6 +1,6 @@
-// Panel "Look inside": the table of a text, attention, and the embedding.
+// Panel "Look inside": the table of a text's tokens, the maps of attention, and the embedding.
 
-import { $, attempt, make, percent, shown, svg } from "./page.js";
+import { $, attempt, dotted, make, percent, shown, svg } from "./page.js";
 import { latest, python } from "./python.js";
 
 export const show = latest(async (isLast) => {
@@ -12,7 +12,7 @@ export const show = latest(async (isLast) => {
     table(text, scored);
     maps(attention);
     plane(embedding);
-  }, () => {                                        // nothing of another text stays behind the words
+  }, () => {                                        // show nothing of an earlier text beside the message
     $("scores").caption.textContent = "";
     for (const place of [$("scores").tBodies[0], $("attention"), $("embedding")]) place.replaceChildren();
   });
@@ -21,13 +21,13 @@ export const show = latest(async (isLast) => {
 function table(text, scored) {
   const rows = scored.map(({ token, id, probability, loss, likeliest }) => {
     const meter = make("span", { className: "meter" });
-    meter.style.width = `${(6 * probability).toFixed(2)}rem`;
+    meter.style.width = `${(4 * probability).toFixed(2)}rem`;
     return make("tr", {}, make("td", {}, shown(token)), make("td", {}, String(id)),
       make("td", {}, percent(probability), meter), make("td", {}, loss.toFixed(2)),
       make("td", {}, ...likeliest.map(([other, p]) => make("span", {}, `${shown(other)} ${percent(p)}`))));
   });
   const loss = scored.reduce((sum, token) => sum + token.loss, 0) / scored.length;
-  $("scores").caption.textContent = `${text || "(empty)"}: ${loss.toFixed(3)} nats a token`;
+  $("scores").caption.textContent = `${text || "(empty)"}: the mean loss is ${loss.toFixed(3)}`;
   $("scores").tBodies[0].replaceChildren(...rows);
 }
 
@@ -36,8 +36,8 @@ function maps({ tokens, blocks }) {
     const n = tokens.length, picture = svg("svg", { viewBox: `-1.4 -1.4 ${n + 1.4} ${n + 1.4}`, tabindex: 0,
       role: "img", "aria-label": `block ${block}, head ${head}` });
     tokens.forEach((token, i) => {
-      picture.append(svg("text", { x: -0.9, y: i + 0.75, "font-size": 0.8 }, shown(token)[0]),
-        svg("text", { x: i + 0.2, y: -0.4, "font-size": 0.8 }, shown(token)[0]));
+      picture.append(svg("text", { x: -0.9, y: i + 0.75, "font-size": 0.8 }, [...dotted(token)][0]),
+        svg("text", { x: i + 0.2, y: -0.4, "font-size": 0.8 }, [...dotted(token)][0]));
     });
     rows.forEach((row, i) => row.forEach((weight, j) => {
       const square = svg("rect", { x: j, y: i, width: 0.96, height: 0.96, "fill-opacity": 0.06 + 0.94 * weight });
@@ -62,8 +62,8 @@ function maps({ tokens, blocks }) {
 
 function note(tokens, block, head, i, row) {
   const most = row.map((weight, j) => [weight, j]).sort((a, b) => b[0] - a[0]).slice(0, 4);
-  $("attention-note").textContent = `Block ${block}, head ${head}: at “${shown(tokens[i])}” (${i}) it looks at ` +
-    most.map(([weight, j]) => `“${shown(tokens[j])}” (${j}) ${percent(weight)}`).join(", ") + ".";
+  $("attention-note").textContent = `Block ${block}, head ${head}: “${dotted(tokens[i])}” (${i}) looks at ` +
+    most.map(([weight, j]) => `“${dotted(tokens[j])}” (${j}) ${percent(weight)}`).join(", ") + ".";
 }
 
 function plane({ points, share }) {
@@ -78,7 +78,7 @@ function plane({ points, share }) {
     picture.append(text);
   }
   $("embedding").replaceChildren(picture, make("p", { className: "soft" },
-    `${points.length} tokens; these two directions hold ${percent(share)} of the variance.`));
+    `${points.length} tokens. This plane keeps ${percent(share)} of the variance of their embeddings.`));
 }
 
 export function setUp() {

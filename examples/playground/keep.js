@@ -1,4 +1,4 @@
-// Panel "Keep it": the model as a file, and back.
+// Panel "Save and open": download the model as a file, and open such a file.
 
 import { $, attempt, make } from "./page.js";
 import { python } from "./python.js";
@@ -10,16 +10,19 @@ export function setUp(text, stop, opened) {
     const address = URL.createObjectURL(new Blob([packed], { type: "application/zip" }));
     make("a", { href: address, download: "microgpt-model.zip" }).click();
     setTimeout(() => URL.revokeObjectURL(address), 10000);
-    $("kept").textContent = "Downloaded: microgpt-model.zip. Unpack it, then: python microgpt.py sample model";
+    $("kept").textContent = "Downloaded microgpt-model.zip. Unpack it, then run: python microgpt.py sample model";
   }));
   $("open").addEventListener("change", (event) => attempt($("keep-error"), async () => {
     const [file] = event.target.files;
     if (!file) return;
     await stop();
     const about = await python.load(new Uint8Array(await file.arrayBuffer()), await text());
-    $("kept").textContent = `Opened ${file.name}: ${about.parameters.toLocaleString("en")} parameters` +
-      (about.documents ? `, after ${about.step} of ${about.steps} steps; its training can go on.` :
-        ". Its training could go on only with the text that it began with.");
+    let training = "";
+    if (about.documents) training = ` Its training is at step ${about.step} of ${about.steps}.`;
+    else if (about.has_training) {
+      training = " To continue its training, choose the text that it began with, and open the file again.";
+    }
+    $("kept").textContent = `Opened ${file.name}: ${about.parameters.toLocaleString("en")} parameters.${training}`;
     await opened(about);
   }));
 }

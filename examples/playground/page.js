@@ -1,4 +1,4 @@
-// What all panels share: elements, sliders, errors in words, colours of probabilities.
+// What all panels share: elements, sliders, error messages, names and colours of tokens.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -30,7 +30,7 @@ export function showSlider(slider) {
   slider.setAttribute("aria-valuetext", output.textContent);
 }
 
-// Run what a person asked for; what goes wrong is told in words, beside it.
+// Do what the user asked for. If it fails, show the error's message at the place given.
 export async function attempt(place, action, failed = () => {}) {
   place.hidden = true;
   try {
@@ -44,8 +44,9 @@ export async function attempt(place, action, failed = () => {}) {
 
 export const END = "<|endoftext|>";
 export const shown = (token) => token === END ? "end" : token === " " ? "␣" : token;
+export const dotted = (token) => token === END ? "•" : shown(token);           // where there is little room
 
-// From surprised (red) to sure (green), pale enough for the text on it in light and dark.
+// From red, for surprised, to green, for sure. Pale, so that text on it can be read in light and dark.
 export function colour(probability) {
   const sure = Math.max(0, Math.min(1, 1 + Math.log10(Math.max(probability, 1e-9)) / 2));
   return `hsl(${Math.round(10 + 120 * sure)} 65% 50% / 40%)`;

@@ -1,4 +1,4 @@
-// Calls to the worker, in which Python runs: `await python.score("maria")`.
+// Python runs in a worker. This is how the page calls it: `await python.score("maria")`.
 
 const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
 const waiting = new Map();
@@ -12,9 +12,9 @@ worker.onmessage = ({ data }) => {
   if (data.error) reject(new Error(data.error));
   else resolve(data.result);
 };
-worker.onerror = (event) => {                       // such as a browser without module workers
+worker.onerror = (event) => {                       // for example, the browser has no module workers
   event.preventDefault();
-  for (const { reject } of waiting.values()) reject(new Error(event.message || "the worker failed"));
+  for (const { reject } of waiting.values()) reject(new Error(event.message || "the page's worker has failed"));
   waiting.clear();
 };
 
@@ -28,7 +28,7 @@ export const python = new Proxy({}, {
   }),
 });
 
-// A part of the page that shows one thing at a time: of calls that overtake each other, the last counts.
+// For a part of the page that waits for Python: if it is called again meanwhile, only the last call counts.
 export function latest(show) {
   let turn = 0;
   return async (...args) => {

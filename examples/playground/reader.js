@@ -1,4 +1,4 @@
-// The chapters of microgpt.py, to be read beside the page.
+// Shows a chapter of microgpt.py beside the page.
 
 import { $ } from "./page.js";
 
@@ -6,8 +6,11 @@ let chapters;
 
 async function load() {
   const text = await (await fetch("../../microgpt.py")).text();
-  const parts = text.split(/^(?=# === \d+\. )/m).slice(1);
-  return new Map(parts.map((part) => [/^# === \d+\. ([^=]+?) =/.exec(part)[1], part]));
+  const parts = text.split(/^(?=# === \d+\. |# Part [IVX]+\b)/m).filter((part) => part.startsWith("# ==="));
+  return new Map(parts.map((part) => {
+    const [, number, title] = /^# === (\d+)\. ([^=]+?) =/.exec(part);
+    return [title, { number, text: part.trimEnd() }];
+  }));
 }
 
 export function setUp() {
@@ -17,8 +20,9 @@ export function setUp() {
     button.addEventListener("click", async () => {
       chapters ??= await load();
       from = button;
-      $("reader-title").textContent = `Chapter “${button.dataset.chapter}”`;
-      $("reader").querySelector("code").textContent = chapters.get(button.dataset.chapter);
+      const { number, text } = chapters.get(button.dataset.chapter);
+      $("reader-title").textContent = `Chapter ${number}, “${button.dataset.chapter}”`;
+      $("reader").querySelector("code").textContent = text;
       $("reader").querySelector("pre").scrollTop = 0;
       $("reader").hidden = false;
       $("close-reader").focus();

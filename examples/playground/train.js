@@ -1,14 +1,14 @@
-// Panel "Train": text, options, the training itself, its curve and what the model writes meanwhile.
+// Panel "Train": the text, the options, the training itself, its curve and its samples.
 
 import { $, attempt, make, showSlider, sliderValue } from "./page.js";
 import { onProgress, python } from "./python.js";
 
 const SHAPE = ["n_layer", "n_head", "n_embd", "block_size"];
-const DRAW_EVERY = 100, LOOK_EVERY = 4000, WRITE_EVERY = 3000;     // milliseconds between curves, looks
+const DRAW_EVERY = 100, LOOK_EVERY = 2000, WRITE_EVERY = 3000;     // in milliseconds
 const form = $("options"), sliders = [...form.querySelectorAll("input[type=range]")];
 const stored = { names: null, own: null };
 let chart, curve, scale, running = false, stale = true, about, vocabulary = 27, changed = () => {};
-let started, done, drawn = 0, looked, wrote;        // when; `done`: steps that were made before
+let started, done, drawn = 0, looked, wrote;        // times; but `done` is the steps at the start
 
 function options(names) {
   return Object.fromEntries(sliders.filter((s) => names(s.name)).map((s) => [s.name, sliderValue(s)]));
@@ -100,7 +100,7 @@ onProgress((progress) => attempt($("train-error"), async () => {
   const left = Math.round(each * (progress.steps - progress.step) / 1000);
   $("progress").value = progress.step;
   $("figures").textContent = `step ${progress.step.toLocaleString("en")} of ${progress.steps.toLocaleString("en")}` +
-    ` · loss ${curve.recent.at(-1).toFixed(3)} · ${Math.round(progress.speed).toLocaleString("en")} tokens a second` +
+    ` · loss ${curve.recent.at(-1).toFixed(3)} · ${Math.round(progress.speed).toLocaleString("en")} tokens per second` +
     ` · ${Math.floor(left / 60)}:${String(left % 60).padStart(2, "0")} left`;
   if (now - drawn > DRAW_EVERY || !progress.running) {
     drawn = now;
@@ -127,7 +127,7 @@ onProgress((progress) => attempt($("train-error"), async () => {
 async function write() {
   const [sample] = await python.write(1, "", about.step, { temperature: 0.7, max_tokens: 60 });
   const item = make("li", {}, sample.text || "(empty)", " ",
-    make("small", {}, `step ${about.step}${sample.known ? ", in training" : ""}`));
+    make("small", {}, `step ${about.step}${sample.known ? ", in the training text" : ""}`));
   $("samples").prepend(item);
   while ($("samples").children.length > 12) $("samples").lastChild.remove();
 }
@@ -138,14 +138,15 @@ async function finish() {
     curve.heldOut[curve.heldOut.length - 1] = loss;
     draw();
     const among = Math.exp(loss) > vocabulary ? "" :
-      `: it hesitates as if among ${Math.exp(loss).toFixed(1)} equally likely letters`;
-    $("reading").textContent = `Held-out loss ${loss.toFixed(3)}${among}.` + (sentence && ` It is ${sentence}.`);
+      ` It is as unsure as if it chose among ${Math.exp(loss).toFixed(1)} equally likely letters.`;
+    const verdict = sentence && ` It is ${sentence}.`;
+    $("reading").textContent = `The model has a held-out loss of ${loss.toFixed(3)}.${among}${verdict}`;
     await write();
   });
 }
 
 function draw() {
-  if (!globalThis.uPlot) return;                    // the chart's file has not come, or cannot
+  if (!globalThis.uPlot) return;                    // the chart's file is not there, or not yet
   const line = (name) => curve.steps.map(() => scale[name]);
   const data = [curve.steps, curve.losses, curve.recent, curve.heldOut, ...Object.keys(scale).map(line)];
   if (!chart) {
@@ -154,9 +155,10 @@ function draw() {
     const axis = { stroke: ink("--soft"), grid: { stroke: ink("--line"), width: 1 }, ticks: { show: false } };
     chart = new uPlot({
       width: $("chart").clientWidth || 320, height: 240, scales: { x: { time: false } },
+      padding: [null, () => isWide() ? NAMES_WIDTH : 8, null, null],
       axes: [axis, { ...axis, size: 40 }], cursor: { drag: { setScale: false } },
       series: [{ label: "step" }, { label: "loss", stroke: ink("--faint"), width: 1, points: { show: false } },
-        { label: "of late", stroke: ink("--blue"), width: 2, points: { show: false } },
+        { label: "recent mean", stroke: ink("--blue"), width: 2, points: { show: false } },
         { label: "held out", stroke: ink("--orange"), width: 2, spanGaps: true, points: { show: true, size: 6 } },
         ...Object.keys(scale).map(dashed)],
       legend: { show: false }, hooks: { draw: [nameLines] },
@@ -167,22 +169,29 @@ function draw() {
   }
 }
 
-// The counting models' names, on their lines, and the colours of the other lines.
+// Write the names of the models that count beside their lines or, on a phone, onto them.
+const NAMES_WIDTH = 96;
+const isWide = () => $("chart").clientWidth > 440;
 function nameLines({ ctx, bbox, valToPos }) {
   const ink = (name) => getComputedStyle(document.body).getPropertyValue(name);
   ctx.save();
   ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
-  ctx.textAlign = "right";
+  ctx.textAlign = isWide() ? "left" : "right";
   ctx.fillStyle = ink("--soft");
-  let above = -Infinity;                            // where the last name was written: not on it again
+  ctx.strokeStyle = ink("--card");                  // around the letters, so that no line crosses them
+  ctx.lineWidth = 4 * devicePixelRatio;
+  let above = -Infinity;                            // where the last name is, so that no two overlap
   for (const [name, loss] of Object.entries(scale).sort((a, b) => b[1] - a[1])) {
-    above = Math.max(valToPos(loss, "y", true) - 3 * devicePixelRatio, above + 13 * devicePixelRatio);
-    ctx.fillText(name, bbox.left + bbox.width, above);
+    const baseline = valToPos(loss, "y", true) + (isWide() ? 4 : -3) * devicePixelRatio;
+    above = Math.max(baseline, above + 13 * devicePixelRatio);
+    const x = bbox.left + bbox.width + (isWide() ? 6 * devicePixelRatio : 0);
+    ctx.strokeText(name, x, above);
+    ctx.fillText(name, x, above);
   }
   ctx.restore();
 }
 
-// Another model, from a file, has come in the place of this one.
+// A model from a file has replaced this one.
 export async function adopt(loaded) {
   stale = !loaded.documents;
   about = loaded;
@@ -192,7 +201,7 @@ export async function adopt(loaded) {
   buttons();
 }
 
-function anew() {                                   // what was chosen has changed: the next is a new model
+function anew() {                                   // the options have changed, so the next training is a new one
   stale = true;
   buttons();
 }
@@ -206,7 +215,7 @@ export function setUp(whenChanged) {
   }
   for (const radio of form.elements.text) radio.addEventListener("change", anew);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    chart?.destroy();                               // it has the colours that it was made with
+    chart?.destroy();                               // a chart keeps the colours that it was made with
     chart = undefined;
     if (curve) draw();
   });

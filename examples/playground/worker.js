@@ -1,18 +1,18 @@
-// Python, away from the page: loads Pyodide, microgpt.py as it is, and bridge.py, and answers calls.
+// The worker runs Python beside the page. It loads Pyodide, microgpt.py and bridge.py, and answers calls.
 //
-// A message is {id, method, args}; the answer {id, result} or {id, error}. While a training runs, each
-// turn of the event loop makes some steps of it and posts {progress}; a MessageChannel comes back for
-// the next turn, so other calls, such as stop, come in between. (setTimeout would wait 4 ms a turn.)
+// A call is {id, method, args}, and its answer is {id, result} or {id, error}. During training, each turn
+// of the event loop makes some steps and posts {progress}. A message to itself starts the next turn, so
+// other calls, such as stop, are handled in between. (setTimeout would wait 4 ms before each turn.)
 
 const CDN = "https://cdn.jsdelivr.net/pyodide/v314.0.7/full/";
-const BYTES = 13.4e6;                               // of these files, unpacked
-const TURN = 60;                                    // milliseconds of training in a turn
+const BYTES = 13.4e6;                               // the size of the files that read() reads
+const TURN = 60;                                    // milliseconds of training in each turn
 
 let bridge, pyodide, training = false;
 const next = new MessageChannel();
 next.port1.onmessage = turn;
 
-// Read Pyodide's large files ahead, to tell how far it is: Pyodide then finds them in the cache.
+// Read Pyodide's large files to show progress. Pyodide then finds them in the browser's cache.
 let bytes = 0;
 async function read(address) {
   const answer = await fetch(address);
@@ -26,7 +26,7 @@ async function read(address) {
 
 async function boot(source) {
   const base = source ?? CDN;
-  const files = ["../../microgpt.py", "../graph.py", "bridge.py"];
+  const files = ["../../microgpt.py", "../graph.py", "../tracing.py", "bridge.py"];
   const texts = Promise.all(files.map(async (file) => {
     const answer = await fetch(new URL(file, self.location));
     if (!answer.ok) throw new Error(`${file} cannot be read: ${answer.status}`);
@@ -43,7 +43,7 @@ async function boot(source) {
   return { python: pyodide.runPython("sys.version.split()[0]") };
 }
 
-function plain(value) {                             // what Python returned, as plain JavaScript
+function plain(value) {                             // Python objects -> plain JavaScript objects
   if (!(value instanceof pyodide.ffi.PyProxy)) return value;
   const copy = value.toJs({ dict_converter: Object.fromEntries, create_pyproxies: false });
   value.destroy();
@@ -75,10 +75,10 @@ function turn() {
   }
 }
 
-function words(error) {                             // a Python traceback's last line, without its type
+function words(error) {                             // the last line of a traceback, without the type of the error
   const last = String(error.message ?? error).trim().split("\n").at(-1);
   if (/fatally failed|call stack|out of memory/i.test(last)) {
-    return "Python has stopped, as this was too much for it: reload the page";
+    return "this was too much for Python, and it has stopped: reload the page";
   }
   return last.replace(/^[\w.]*(Error|Exception): /, "");
 }
