@@ -10,13 +10,13 @@ laptop can do without: dropout, and GPUs (for those, see examples/engines/).
     python microgpt.py poems.txt      # learn from your own text, one document a line
     python microgpt.py --help         # everything else
 
-Read it from the top. If a chapter is too steep, its header names smaller steps, which
-are programs in examples/ladder/. Or import it as a library, or run it as a command.
+Read it from the top. (If a chapter is too steep, its header names smaller steps, which
+are programs in examples/ladder/.) Import it as a library. Or run it as a command.
 
 One idea runs through the file. The model is written once, as functions of rows of
-numbers, and *the numbers decide how it runs*. On floats it computes an answer and
-nothing else. On `Value`s it also records how each number came about, so that training
-can take derivatives. On `Tensor`s it records the same, with one record for each layer.
+numbers, and *the type of number decides how it runs*. On floats it computes an answer
+and nothing else. On `Value`s it also records how each number was computed, so that
+training can take derivatives. `Tensor`s record the same with one record for each layer.
 
     Part I, a GPT, one number at a time
         1. Documents  2. Tokens  3. Value  4. Layers  5. GPT  6. Optimizer  7. Training
@@ -37,21 +37,20 @@ Glossary
     gradient      a derivative of the loss: how fast it rises when a number is raised
     embedding     the row of numbers that stands for a token or for a position
     n_embd, C     the model's width: how many numbers describe a token
-    n_head        how many times, side by side, a token looks at the tokens before it
+    n_head        how many attention heads work side by side (chapter 4)
     n_layer       how many blocks are stacked; a block is attention, then an MLP
-    MLP           multi-layer perceptron: two linear layers with a bend between them
+    MLP           multi-layer perceptron: two linear layers, and gelu between them
     [T, C]        a shape: T rows, one for each token, of C numbers each
 """
 
-import codecs
 import gc
 import inspect
 import json
 import math
+import operator
 import os
 import random
 import re
-import shutil
 import struct
 import sys
 import time
@@ -59,22 +58,16 @@ import zlib
 from array import array
 from collections import Counter, defaultdict, namedtuple
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, lru_cache, singledispatch
 from heapq import heappop, heappush, heapreplace, nlargest
-from itertools import accumulate
-from operator import add as plus
-from operator import attrgetter
-from operator import mul as times
 
 __version__ = "0.2.0"
 
-# Part I, a GPT, one number at a time
-
 # === 1. Documents ===================================================== ladder: die ===
-# Nobody can write down the rules that make a string of letters a good name. So we give
-# the model no rules. We give it examples, and it learns to write more of the same kind.
-# An example is a document: one line of a text file, such as a name or a chess game.
+# Part I builds a GPT, one number at a time. It is to write names, say. Nobody can write
+# down the rules that make a string of letters a good name. So we give it examples, and
+# it learns to write more of the kind. An example, one line of a file, is a document.
 
 
 def read_documents(path):
@@ -87,8 +80,7 @@ def read_documents(path):
 # A network computes with numbers, so text must become numbers. We cut it into tokens
 # and give each different token a number, its id. Here a token is one character; in Part
 # III it can be several. One special token, <|endoftext|>, stands before and after every
-# document. The one before gives the model something to predict the first character
-# from; the one after lets it say that the document is finished.
+# document: before, to predict the first character from, and after, to say that it ends.
 
 END = "<|endoftext|>"
 
@@ -111,7 +103,9 @@ class CharTokenizer:
 
     def encode(self, text):
         """Text -> ids. Raises ValueError for a character that is in no document."""
-        tokens = re.findall("<[|]endoftext[|]>|.", text, re.DOTALL)
+        tokens = re.findall(
+            "<[|]endoftext[|]>|.", text, re.DOTALL
+        )  # END or 1 character
         for token in tokens:
             if token not in self.vocab:
                 known = "".join(self.characters[:100])
@@ -126,9 +120,8 @@ class CharTokenizer:
 def cut_windows(document, tokenizer, block_size):
     """Cut a document's tokens into windows of at most block_size + 1.
 
-    In a window, every token but the last is there to predict the one after it. Windows
-    share a token, so each token is predicted exactly once. A window sees nothing of the
-    one before it.
+    Each token of a window but the last is there to predict the next one. Windows share
+    a token, so each is predicted exactly once. No window sees the one before it.
     >>> tokenizer = CharTokenizer(["abe"])
     >>> cut_windows("abbe", tokenizer, block_size=3)
     [[3, 0, 1, 1], [1, 2, 3]]
@@ -143,11 +136,11 @@ def cut_windows(document, tokenizer, block_size):
 # fast the loss would rise if the parameter were a little larger. That is a derivative,
 # called the parameter's gradient. Nobody wants to work out 4,000 of them by hand. But
 # every formula is made of a few operations, such as + and *, whose derivatives we know.
-# So let each number remember which numbers it was computed from, its children, and its
-# derivative with respect to each of them, its local gradients. The chain rule does the
-# rest: multiply the local gradients along each path from the loss to the parameter, and
-# add up the paths. In a * b + a**2, two paths lead to a. One gives b, the other 2a, so
-# the derivative with respect to a is b + 2a.
+# So let each number be a node that remembers its children, the numbers that it was
+# computed from, and its local gradients, its derivatives with respect to them. All
+# nodes that lead to the loss form its graph. The chain rule does the rest: multiply the
+# local gradients along each path from the loss to the parameter, and add up the paths.
+# In a * b + a**2, two paths lead to a: one gives b, the other 2a. The sum is b + 2a.
 
 
 class Value:
@@ -185,7 +178,7 @@ class Value:
         return Value(self.data * other, (self,), (other,))
 
     def __pow__(self, other):
-        """a**b. Its derivative is b a^(b-1) by a, and a^b log(a) by b."""
+        """a**b. Its derivatives are d/da = b a^(b-1) and d/db = a^b log(a)."""
         a = self.data
         b = float(other)
         if (a < 0 and b != int(b)) or (a <= 0 and isinstance(other, Value)):
@@ -224,8 +217,8 @@ class Value:
 
         We add, because a Value that is used twice gets a share from each use. So a
         second call adds to what the first one left in the leaves (Values without
-        children, such as parameters). To start afresh, set their grad to 0 or make new
-        ones. Gradients in between are cleared at the start of every call.
+        children, such as parameters), until you set it to 0. Gradients in between are
+        cleared at the start of every call.
         >>> a = Value(2.0)
         >>> b = a * 3
         >>> b.backward()
@@ -238,9 +231,9 @@ class Value:
             node.grad = 0.0
         self.grad += 1.0  # d self / d self
         for node in reversed(order):
-            node.hand_on()
+            node.pass_on()
 
-    def hand_on(self):
+    def pass_on(self):
         """The chain rule: d loss / d child += d self / d child * d loss / d self."""
         grad = self.grad
         for child, local_grad in zip(self.children, self.local_grads):
@@ -248,12 +241,12 @@ class Value:
 
 
 def topological_order(root):
-    """All nodes that root was computed from, then root: children before parents.
+    """The nodes that root was computed from, and root: children before parents.
 
-    backward() goes through them from the end, so a node hands on its gradient only when
-    every node that uses it has handed on its own. In d = b + c below, c uses b too. If
-    b handed on as soon as d had given it 1, a would get 2. If b handed on once more
-    after c, a would get 8. The truth is d = 3b = 6a.
+    backward() goes through them from the end, so a node passes on its gradient only
+    after all the nodes that use it have passed on theirs. In d = b + c below, c uses b,
+    too. If b passed on the 1 that it has from d, a would get 2. If b did so once more
+    after c, with 3, a would get 2 + 6 = 8. The right answer is 6, as d = 3b = 6a.
     >>> a = Value(3.0)
     >>> b = a + a
     >>> c = b + b
@@ -261,17 +254,15 @@ def topological_order(root):
     >>> d.backward()
     >>> b.grad, a.grad
     (3.0, 6.0)
-
-    (A function that calls itself would be shorter, but Python limits their depth.)
     """
     order = []
     seen = set()
-    stack = [root]
+    stack = [root]  # (Python limits how deep functions may call themselves.)
     while stack:
         node = stack.pop()
-        if node is None:  # the mark: all children of the next node are in order
+        if node is None:  # a mark: all children of the next node are in order by now
             order.append(stack.pop())
-        elif node.children and node not in seen:  # leaves have nobody to hand on to
+        elif node.children and node not in seen:  # leaves have nothing to pass on
             seen.add(node)
             stack.append(node)
             stack.append(None)
@@ -280,9 +271,9 @@ def topological_order(root):
 
 
 def exp(x):
-    """e^x, for a float or a Value. Its derivative is e^x too, so y serves twice.
+    """e^x, for a float or a Value. Its derivative is e^x too, so y is used twice.
 
-    (For a small h, e^h is about 1 + h. So e^(x+h) = e^x e^h is e^x more by h e^x.)
+    (For a small h, e^h is about 1 + h. So e^(x+h) = e^x e^h is about e^x + h e^x.)
     """
     if not isinstance(x, Value):
         return math.exp(x)
@@ -306,9 +297,9 @@ def tanh(x):
 
 
 def dot(a, b):
-    """a[0] b[0] + a[1] b[1] + ..., as a single node. Its derivative by a[i] is b[i].
+    """a[0] b[0] + a[1] b[1] + ..., as a single node. d/da[i] is b[i], d/db[i] is a[i].
 
-    A GPT computes nearly nothing but dot products. With a node for each product and
+    A GPT computes hardly anything but dot products. With a node for each product and
     each sum, its graph would be six times as large.
     """
     try:
@@ -316,14 +307,14 @@ def dot(a, b):
         y = [value.data for value in b]
     except AttributeError:  # there are plain numbers among them
         return sum(p * q for p, q in zip(a, b))
-    return Value(sum(map(times, x, y)), (*a, *b), (*y, *x))
+    return Value(sum(map(operator.mul, x, y)), (*a, *b), (*y, *x))
 
 
 def slope(f, x, step=1e-5):
     """Measure the derivative of f at x: nudge x both ways and see how much f changes.
 
-    This takes no calculus, so it can check ours. The step is small because f curves.
-    Much smaller, and rounding errors would spoil the difference.
+    This needs no calculus, so it can check ours. The step is small, because f curves,
+    but not much smaller, because rounding errors would then spoil the difference.
     >>> x = Value(2.0)
     >>> log(x).backward()
     >>> x.grad, round(slope(log, 2.0), 9)
@@ -334,10 +325,9 @@ def slope(f, x, step=1e-5):
 
 # === 4. Layers ==================== ladder: weights, loss, window, attention, block ===
 # How can numbers predict text? A GPT describes each token by a row of numbers. It
-# changes the rows step by step, until each row tells which token comes next. A kind of
-# step is called a layer: a formula in plain arithmetic, for floats and Values alike.
-# (@singledispatch lets Part II give a layer a faster rule for other types of its first
-# argument, without touching the model. Until then, ignore it.)
+# changes the rows step by step, until each row tells which token comes next. Each kind
+# of step is a layer: a formula in plain arithmetic, for floats and Values alike. (With
+# @singledispatch, Part II gives layers a faster form. Until then, ignore it.)
 
 
 @singledispatch
@@ -358,8 +348,9 @@ def add(x, y):
 
 @singledispatch
 def linear(x, weight, bias=None):
-    """y = x W^T + b: every output is a weighted sum of all inputs, plus a bias.
+    """y = x W^T + b: each output is a weighted sum of all inputs, plus a bias.
 
+    y[t][o] = dot(x[t], W[o]) + b[o]. (W^T is W with its rows as columns.)
     x [T, n_in], weight [n_out, n_in], bias [n_out] -> [T, n_out]
     >>> linear([[2.0, 3.0]], weight=[[1.0, 10.0], [0.0, -1.0]], bias=[0.5, 0.5])
     [[32.5, -2.5]]
@@ -376,8 +367,8 @@ def layernorm(x, gain, bias, eps=1e-5):
 
     However large or small the numbers of a row have become, this brings them to mean 0
     and variance 1, so the next layer always works at the same scale. Gain and bias are
-    parameters, with which the model can choose another scale. eps prevents a division
-    by 0 when all numbers of a row are equal. x [T, C], gain [C], bias [C] -> [T, C]
+    parameters that let the model choose another scale. eps prevents a division by 0.
+    x [T, C], gain [C], bias [C] -> [T, C]
     Source: Ba, Kiros and Hinton 2016, "Layer Normalization", equation 4.
     >>> layernorm([[1.0, 3.0]], gain=[1.0, 1.0], bias=[0.0, 5.0], eps=0.0)
     [[-1.0, 6.0]]
@@ -398,9 +389,9 @@ def gelu(x):
 
     Two linear layers in a row can do no more than one, unless there is a bend between
     them. The simplest bend is max(0, x), called ReLU. But it is flat below 0, and a
-    number stuck there gets no gradient to come back by. GELU is close to x above 2 and
-    close to 0 below -2, and smooth in between.
-    Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2.
+    number that is stuck there gets no gradient to move it. GELU is close to x above 2,
+    close to 0 below -2, and smooth in between. Source: Hendrycks and Gimpel 2016,
+    "Gaussian Error Linear Units", section 2, whose approximation this is.
     """
     c = math.sqrt(2 / math.pi)
     return [[0.5 * a * (1 + tanh(c * (a + 0.044715 * a**3))) for a in row] for row in x]
@@ -422,14 +413,14 @@ def softmax(row):
 
 
 # Attention is the only layer in which tokens see each other. Each token asks a question
-# and gathers answers from the tokens before it. For this it has three rows of numbers:
-#     query    what it is looking for
+# and gathers answers from the tokens before it. A linear layer makes of its row:
+#     query    what the token is looking for
 #     key      what other tokens can find it by
 #     value    what it gives to those who find it (nothing to do with the class Value)
 # The query is compared with each key by a dot product, which is large when the two
 # point the same way. Softmax turns these scores into weights that add up to 1, and the
 # token receives the average of the values, with these weights. Key and value differ
-# because a token may be found for one thing and tell another: found because it is a
+# because a token may be found for one thing and give another: found because it is a
 # vowel, it tells which vowel it is. This is one head:
 
 
@@ -440,7 +431,7 @@ def attention_head(queries, keys, values):
     called the causal mask; here it is a slice, [: t + 1]. Why divide by sqrt(d)? A sum
     of d products, some positive and some negative, is about sqrt(d) times as large as
     one. Undivided, scores would be so large that softmax gives nearly all weight to one
-    token, and then there is hardly any gradient left to learn by.
+    token, and then almost no gradient is left. (k^T is k with its rows as columns.)
     Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1.
     queries, keys and values: [T, d] each -> [T, d]
     >>> attention_head([[0.0], [0.0]], keys=[[1.0], [2.0]], values=[[5.0], [7.0]])
@@ -477,21 +468,19 @@ def attention(x, n_head):
 
 @singledispatch
 def cross_entropy(logits, targets):
-    """The loss: the mean over all tokens of -log(softmax(logits)[target]).
+    """The loss: the mean over all targets of -log(softmax(logits)[target]).
 
-    0 means certain and right. A model that knows nothing gives each of 27 tokens the
-    probability 1/27; its loss is log 27 = 3.30. The unit is the nat: log is the natural
-    logarithm. A loss of 2.5 is the doubt among e^2.5 = 12 equally likely tokens. A
-    probability can be too small for a float, and log(0) is an error. So we compute the
-    same in another form, log(sum of all e^logit) - logit[target]. Its gradient is
-    simple: the probabilities that softmax gives, less 1 at the target.
-    logits [T, vocab_size], targets [T] -> one number
+    The probabilities of tokens multiply; their logs add up. 0 means certain and right.
+    A model that knows nothing gives each of 27 tokens the probability 1/27, and its
+    loss is log 27 = 3.30 (nats, as log is the natural logarithm). At 2.5, it is as
+    unsure as among e^2.5 = 12 equally likely tokens. A probability can be too small for
+    a float, and log(0) is an error. So we compute the same in another form, log(sum of
+    all e^logit) - logit[target]. For one target, the gradient is simple: softmax (here
+    0.09, 0.245, 0.665), less 1 at the target. logits [T, vocab_size], targets [T]
     >>> logits = [Value(1.0), Value(2.0), Value(3.0)]
     >>> cross_entropy([logits], [2]).backward()
     >>> [round(logit.grad, 3) for logit in logits]
     [0.09, 0.245, -0.335]
-    >>> [round(p, 3) for p in softmax([1.0, 2.0, 3.0])]
-    [0.09, 0.245, 0.665]
     """
     losses = []
     for row, target in zip(logits, targets):
@@ -504,22 +493,22 @@ def cross_entropy(logits, targets):
 # === 5. GPT ==================================================== ladder: block, gpt ===
 # How do these layers become a model? Each token starts as a row of n_embd numbers: its
 # own embedding plus the embedding of its position. Without the second, attention could
-# not tell "dog bites man" from "man bites dog": it sees a set of tokens, in no order.
+# not tell where the tokens before it stand: it sees a set of them, in no order.
 #
 # The row then passes through n_layer blocks. Each block adds to it twice: first what
 # attention gathered from other tokens, then what a small network, the MLP, made of the
 # row. The row that is passed on and added to is called the residual stream. As blocks
-# only add, each has only a correction to learn. And as a sum hands on its gradient
-# unchanged, the first block learns as well as the last.
+# only add, each learns just a correction. And as a sum passes its gradient on
+# unchanged, it reaches the first block as well as the last.
 #
-# At the end, the row's dot product with a token's embedding is that token's logit. One
-# table serves to read and to write, so what is learned about a token counts twice. All
-# this is exactly GPT-2's architecture.
+# At the end, after a last layernorm, the row's dot product with a token's embedding is
+# that token's logit. One table is used for input and output, so what is learned about a
+# token helps both. Dropout aside, this is exactly GPT-2's architecture.
 
 
 @dataclass(frozen=True)
 class Config:
-    """The shape of a model, by the usual names. Raises ValueError for a bad one."""
+    """The sizes that define a model. Raises ValueError for an invalid one."""
 
     vocab_size: int
     block_size: int = 16
@@ -545,7 +534,7 @@ def parameter_shapes(config):
     """The name and shape of every parameter. A weight is [n_out, n_in], as in linear.
 
     The names are GPT-2's own: wte and wpe are the embeddings of tokens and positions, h
-    the list of blocks, ln a layernorm, c a linear layer (it was once a convolution).
+    the blocks, ln a layernorm (f: final), c a linear layer (fc: fully connected).
     The comments count the numbers, biases included, for 27 tokens and the default
     Config: 4,000. The smallest GPT-2 is Config(50257, 1024, 12, 12, 768): 124 million.
     """
@@ -572,11 +561,11 @@ def initial_params(config, rng):
     """Parameters to start training from: {name: a row of floats, or a list of rows}.
 
     Gains start at 1 and biases at 0, as if they were not there. Weights are random: if
-    they were equal, they would get equal gradients and stay equal. GPT-2's have a
-    standard deviation of 0.02 at a width of 768. Narrower models sum fewer terms, so
+    they were equal, they would get equal gradients and stay equal. Their standard
+    deviation is GPT-2's, 0.02 at a width of 768. Narrower models sum fewer terms, so
     they need larger weights for sums of the same size. Positions start at half of that,
-    as in GPT-2: a row should first of all say which token it is. The two layers that
-    add to the residual stream (c_proj) start smaller, or many blocks would be too much.
+    as in GPT-2: a row should first of all say which token it is. c_proj starts smaller,
+    as a sum of 2 n_layer additions grows with the square root of their number.
     """
     params = {}
     for name, shape in parameter_shapes(config).items():
@@ -594,17 +583,19 @@ def initial_params(config, rng):
 
 
 class GPT:
-    """A GPT-2: its shape, and its parameters, which are rows of numbers of any kind."""
+    """A GPT-2: its config, and parameters that are rows of any kind of numbers."""
 
     def __init__(self, config, params=None, seed=0):
         self.config = config
-        self.params = params or initial_params(config, random.Random(seed))
+        if params is None:
+            params = initial_params(config, random.Random(seed))
+        self.params = params
         for name in parameter_shapes(config):
             if name not in self.params:
                 raise ValueError(f"the parameter {name} is missing")
 
     def convert(self, function):
-        """The same model on other numbers: what the function makes of each of these."""
+        """A copy of the model, with the function applied to every parameter."""
         params = {name: for_each(function, x) for name, x in self.params.items()}
         return GPT(self.config, params)
 
@@ -613,7 +604,7 @@ class GPT:
         return layer(x, self.params[f"{name}.weight"], self.params[f"{name}.bias"])
 
     def attend(self, name, x):
-        """Apply attention. It has a name, too, but no parameters."""
+        """Apply attention, which has no parameters. (The name is for Part II.)"""
         return attention(x, self.config.n_head)
 
     def block(self, h, x):
@@ -635,7 +626,7 @@ class GPT:
         return add(x, y)  # [T, C]
 
     def positions(self, tokens):
-        """Where each token stands in its window."""
+        """Where each token stands in its window. (Part II reads several at once.)"""
         return range(len(tokens))
 
     def __call__(self, tokens):
@@ -661,18 +652,18 @@ class GPT:
 
 def for_each(function, x):
     """Apply a function to a number, or to each number in a row or in rows."""
-    if isinstance(x, (list, tuple)):
+    if hasattr(x, "__len__"):
         return [for_each(function, y) for y in x]
     return function(x)
 
 
 # === 6. Optimizer ===================================================== ladder: gpt ===
 # The gradient tells which way the loss rises. To learn is to take a step the other way,
-# p = p - lr * gradient, with a learning rate lr. But what is a good rate? Gradients of
-# different parameters differ a thousandfold in size, and every batch gives other ones.
+# p = p - lr * gradient, with a learning rate lr. But what is a good rate? Gradients
+# differ greatly in size, between parameters and from one batch of windows to the next.
 # So AdamW keeps two running averages for each parameter: m of its gradient, which evens
 # out the noise of small batches, and v of its squared gradient, whose root is the
-# gradient's usual size. It steps by m / sqrt(v). That is near 1 or -1 where gradients
+# gradient's usual size. The step is lr m / sqrt(v). It is near lr where the gradients
 # agree, however small they are, and near 0 where they keep changing sign.
 
 
@@ -690,10 +681,10 @@ class AdamW:
         p = p - lr decay p - lr m_hat / (sqrt(v_hat) + eps)
     beta is the share of an average that is kept at each step: with 0.8, it reaches back
     about 1 / (1 - 0.8) = 5 steps. (The usual 0.9 and 0.999 suit longer trainings.) m
-    and v start at 0, so at first they are too small; m_hat and v_hat correct this.
-    Decay pulls the weights of linear layers towards 0, so only what the data keep
-    asking for stays large. Decoupled means that it bypasses m and v. Source: Loshchilov
-    and Hutter 2019, "Decoupled Weight Decay Regularization", with decay as in PyTorch.
+    and v start at 0, so at first they are too small; m_hat and v_hat correct this. eps
+    prevents a division by 0. Decay, if it is not 0, pulls the weights of linear layers
+    towards 0, so only useful ones stay large. Decoupled means that it bypasses m and v.
+    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
     """
 
     def __init__(self, params, beta1=0.8, beta2=0.97, eps=1e-8, weight_decay=0.0):
@@ -731,10 +722,9 @@ def to_rows(x):
 
 
 def learning_rate(step, steps, peak, warmup=0):
-    """Rise in a straight line to the peak in `warmup` steps, then fall to 0 at the end.
+    """Rise in a straight line to the peak in `warmup` steps, then fall towards 0.
 
-    At first, m and v are averages of very few gradients. At the end, shorter and
-    shorter steps let the parameters settle.
+    At first, m and v are unreliable. At the end, the parameters should settle.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -742,14 +732,13 @@ def learning_rate(step, steps, peak, warmup=0):
 
 
 # === 7. Training =============================================== ladder: pairs, gpt ===
-# All the parts are there. Training repeats one step: take a few windows (a batch),
-# compute their loss and its gradients, and move every parameter a little. The model
-# keeps its parameters as floats. Each step makes new Values of them, so no gradient is
-# left over from the step before.
+# Training repeats one step: take a few windows (a batch), compute their loss and its
+# gradients, and move every parameter a little. The parameters are kept as floats. Each
+# step makes new Values of them, so no gradient is left over from the last step.
 #
-# How do we know that the model learns what names have in common, and not just these
-# names by heart? We hold some documents out and never train on them. If the training
-# loss still falls while the held-out loss rises, the model has begun to learn by heart.
+# Does the model learn what names have in common, or just memorize these names? We hold
+# some out and never train on them. If the training loss still falls while the loss on
+# these rises, the model has begun to memorize.
 
 
 def train(model, windows, steps, batch_size, peak, rng):
@@ -761,7 +750,7 @@ def train(model, windows, steps, batch_size, peak, rng):
         on_values = model.convert(Value)
         loss = on_values.loss(batch)
         loss.backward()
-        gradients = on_values.convert(attrgetter("grad")).params
+        gradients = on_values.convert(operator.attrgetter("grad")).params  # value.grad
         optimizer.step(gradients, learning_rate(step, steps, peak, warmup=20))
         losses.append(loss.data)
         if len(losses) % 50 == 0:
@@ -783,16 +772,16 @@ def sample(logits, temperature, rng):
     """
     if temperature == 0:
         return max(range(len(logits)), key=logits.__getitem__)
-    largest = max(logits)
+    largest = max(logits)  # subtracted, so that dividing cannot make infinities
     probabilities = softmax([(logit - largest) / temperature for logit in logits])
     return rng.choices(range(len(logits)), probabilities)[0]
 
 
 def write(model, tokenizer, rng, prompt="", temperature=1.0, max_tokens=100):
-    """Write a document that begins with the prompt. The rng's seed decides it."""
+    """Write a document that begins with the prompt, up to END or max_tokens."""
     tokens = [tokenizer.end] + tokenizer.encode(prompt)
     for _ in range(max_tokens):
-        logits = model(tokens[-model.config.block_size :])
+        logits = model(tokens[-model.config.block_size :])  # it can read no more
         token = sample(logits[-1], temperature, rng)
         if token == tokenizer.end:
             break
@@ -811,16 +800,16 @@ def tutorial(path="data/names.txt"):
     after training: held-out loss 2.58
     new names: hatari, erinir, kalent, hine, cola, amikan, jenihe, perilan
 
-    At first it is worse than knowing nothing, 3.30: random weights are sure of things
-    that are not so. Knowing how frequent each letter is would give 2.91; knowing which
-    letter follows which, 2.62. Change a number, and predict what will happen:
+    At first it is worse than knowing nothing, 3.30: random weights make confident
+    mistakes. Knowing how frequent each letter is would give 2.91; knowing which letter
+    follows which, 2.62. Change a number, and predict what will happen:
         steps=1000         2.55: more steps help, but each less than the one before
         batch_size=16      2.53, in four times the time: less noise in each gradient
-        peak=1.0, 0.0005   2.96, 2.95: steps that are too long, or too short to arrive
+        peak=1.0, 0.0005   about 2.9, both: steps too long, or too short to arrive
         temperature=0.2    names that are more alike; at 2, strings of letters
-    The same seed gives the same bits. GPT-2 is this model with a larger Config, tokens
-    of several letters, dropout, and a training on 8 million web pages. A chat model is
-    larger still, and was then trained further, on how to answer people.
+    GPT-2 is this with a larger Config, tokens of several letters, dropout (it hides
+    random numbers in training), and 8 million web pages. A chat model is larger still,
+    and was then trained further, on how to answer people.
     """
     rng = random.Random(1)
     documents = read_documents(path)
@@ -840,11 +829,9 @@ def tutorial(path="data/names.txt"):
     print("new names:", ", ".join(names))
 
 
-# Part II, the same, faster
-
 # === 9. Tensor ===================================================== ladder: window ===
-# In Part II the model computes the same numbers in about a seventh of the time. All its
-# plain forms stand in Part I, and the tests hold the fast forms equal to them.
+# In Part II the model computes the same numbers in about a seventh of the time. Every
+# fast form here has its plain form in Part I, and tests show that the two agree.
 #
 # A graph of single numbers shows everything and is slow: 6,801 nodes for "emma". So let
 # one node hold rows of numbers, and let each layer make one node: 16 nodes. Such a node
@@ -855,9 +842,9 @@ def tutorial(path="data/names.txt"):
 class Tensor:
     """A row, or rows, of numbers that remember how they were computed.
 
-    It has a place in the graph, as a Value has. But it hands on its gradient by a rule,
-    for a whole layer at once. backward() starts from a single number, such as a loss,
-    and that is a Value even where Tensors led to it.
+    It has a place in the graph, as a Value has. But it passes its gradient on by a
+    rule, for a whole layer at once. backward() starts from a single number, such as a
+    loss, and that is a Value even where Tensors led to it.
 
     >>> t = Tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> (t[1][0] * t[0][1]).backward()
@@ -875,7 +862,7 @@ class Tensor:
         self.rule = rule  # d loss / d data -> [d loss / d input, for each input]
         self.elements = None
 
-    def hand_on(self):
+    def pass_on(self):
         """The chain rule, for all numbers of a layer at once."""
         for x, grad in zip(self.inputs, self.rule(self.grad)):
             if isinstance(x, Tensor):
@@ -905,8 +892,8 @@ def zeros_like(x):
 def add_rows(x, y):
     """x + y, for two rows, or two lists of rows, of the same shape."""
     if hasattr(x[0], "__len__"):
-        return [list(map(plus, a, b)) for a, b in zip(x, y)]
-    return list(map(plus, x, y))
+        return [list(map(operator.add, a, b)) for a, b in zip(x, y)]
+    return list(map(operator.add, x, y))
 
 
 # A rule knows nothing of Tensors. It is written for plain rows, inside of a function
@@ -918,18 +905,20 @@ def add_rows(x, y):
 #
 #         return [[2 * a for a in row] for row in x], double_rule
 #
-# The rule returns a list with a gradient for each input; here there is one. To make
-# fused_double the fast form of a layer, write @differentiable(layer) above it.
+# The rule returns a list with a gradient for each input; here there is one. Now write
+# @differentiable(double) above it, where double is a layer like those of chapter 4. For
+# a Tensor t, double(t) then gives Tensor([[2.0]], inputs=[t], rule=double_rule), which
+# is all that backward() needs. For plain rows of floats, it gives just [[2.0]].
 
 
 def differentiable(layer, plain=list, node=Tensor):
     """Register a function of plain rows, which returns (output, rule), as a layer.
 
-    The layer then uses it on nodes, and makes a new node with the rule. It uses it also
-    on plain rows of floats, for its speed, and drops the rule. Where there are Values
-    among the inputs, or rows of them, chapter 4's definition does the work. (Each input
-    must be of one kind: all floats or all Values.) A rule may return more gradients
-    than there are inputs, as linear's does without a bias.
+    The layer then uses it on nodes, and makes a new node with the rule. For its speed,
+    it is also used on plain lists of rows of floats, without the rule. Where there are
+    Values among the inputs, or rows of them, chapter 4's definition does the work.
+    (Each input must be of one kind: all floats or all Values.) A rule may return more
+    gradients than there are inputs, as linear's does without a bias.
     Another program may bring other kinds of rows, with a kind of node that collects
     their gradients: examples/engines/numpy_engine.py does.
     """
@@ -970,11 +959,11 @@ def holds_values(x):
     return isinstance(x, Value)
 
 
-# A single number that a layer makes of Tensors, such as a loss, is a Value: one can go
-# on calculating with it. And a layer that has no rule, because you have just invented
-# it, runs on Tensors as it is. It takes them apart into rows of Values by t[i], len(t)
-# or a loop, and makes many small nodes of them, as in Part I. The layers after it run
-# on rows of Values, too, whether they have a rule or not. It is slow, but it is right.
+# A single number that a layer makes of Tensors, such as a loss, is a Value, so you can
+# go on calculating with it. A layer that has no rule, because you have just invented
+# it, runs on Tensors as it is. By t[i], len(t) or a loop it takes them apart into rows
+# of Values, and makes many small nodes, as in Part I. The layers after it run on rows
+# of Values, too, whether they have a rule or not. This is slow, but right.
 
 
 class LayerValue(Value):
@@ -987,7 +976,7 @@ class LayerValue(Value):
         self.inputs = inputs
         self.rule = rule
 
-    hand_on = Tensor.hand_on
+    pass_on = Tensor.pass_on
 
 
 class Element(Value):
@@ -1000,7 +989,7 @@ class Element(Value):
         self.row = row  # its row's index, or None if the Tensor is a single row
         self.column = column
 
-    def hand_on(self):
+    def pass_on(self):
         """Add to the right place of the Tensor's gradient."""
         (tensor,) = self.children
         if isinstance(tensor.grad, float):
@@ -1010,11 +999,11 @@ class Element(Value):
 
 
 def take_apart(tensor):
-    """A Tensor -> a row, or rows, of Values that hand on their gradients to it.
+    """A Tensor -> a row, or rows, of Values that pass their gradients on to it.
 
     A Value changes one number of a gradient in place. But two nodes may share one list
-    as their gradient, as after x + y. So the Values hand on to a copy, whose gradient
-    is its own, and the copy hands on the whole to the Tensor.
+    as their gradient, as after x + y. So the Values pass on to a copy, whose gradient
+    is its own, and the copy passes on the whole to the Tensor.
     """
 
     def copy_rule(d_copy):
@@ -1053,7 +1042,7 @@ def matmul(A, B):
 
 def sum_of_products(a, b):
     """The dot product of two rows of floats."""
-    return sum(map(times, a, b))
+    return sum(map(operator.mul, a, b))
 
 
 # Up to which width is a sum faster when written out? Python 3.12 brought math.sumprod,
@@ -1100,18 +1089,18 @@ def transpose(rows):
 # === 10. Fused layers =================================================================
 # Here is each layer of chapter 4 once more, as a function of plain rows of floats that
 # returns the output y and the rule. In the formulas, dy means d loss / d y, with a row
-# for each row of y. To find a rule, take a single number of the input, and find all the
-# numbers of y that it has a part in. Multiply the derivative of each of these by the
-# number's own dy, and add up: that is the chain rule. Take linear, where output o of
-# token t is
+# for each row of y. To find a rule, take a single number of the input, and find all
+# numbers of y that depend on it. Multiply the derivative of each of these by its dy,
+# and add up: that is the chain rule. Take linear, where output o of token t is
 #     y_to = sum_i x_ti W_oi + b_o
-# x_ti has a part in all outputs of its token t, and d y_to / d x_ti is W_oi. So
+# All outputs of token t depend on x_ti, and d y_to / d x_ti is W_oi. So
 #     dx_ti = sum_o dy_to W_oi        which is a product of matrices, dx = dy W
-# W_oi has a part in output o of all tokens, and d y_to / d W_oi is x_ti. So
+# Output o of all tokens depends on W_oi, and d y_to / d W_oi is x_ti. So
 #     dW_oi = sum_t dy_to x_ti        which is dW = dy^T x
-# b_o has a part in output o of all tokens, with a derivative of 1: db_o = sum_t dy_to.
-# The other rules are found the same way. Chapter 11's gradcheck holds each of them
-# against nudging, and the tests hold each against chapter 4's definition.
+# Output o of all tokens depends on b_o, with a derivative of 1: db_o = sum_t dy_to.
+# The other rules are found in the same way. They are called fused, because one rule
+# stands for many small steps. gradcheck, in chapter 11, compares each of them with
+# nudging, and the tests compare each with chapter 4's definition.
 
 
 @differentiable(embedding)
@@ -1134,7 +1123,7 @@ def fused_add(x, y):
     def add_rule(dz):
         return dz, dz
 
-    return [list(map(plus, a, b)) for a, b in zip(x, y)], add_rule
+    return [list(map(operator.add, a, b)) for a, b in zip(x, y)], add_rule
 
 
 @differentiable(linear)
@@ -1142,7 +1131,7 @@ def fused_linear(x, weight, bias=None):
     """y = x W^T + b: dx = dy W, dW = dy^T x, db = sum_t dy_t."""
     y = matmul(x, weight)
     if bias is not None:
-        y = [list(map(plus, row, bias)) for row in y]
+        y = [list(map(operator.add, row, bias)) for row in y]
 
     def linear_rule(dy):
         dy_columns = transpose(dy)
@@ -1158,9 +1147,12 @@ def fused_linear(x, weight, bias=None):
 def fused_layernorm(x, gain, bias, eps=1e-5):
     """n = (x - mean) s, with s = 1 / sqrt(variance + eps), and y = n gain + bias.
 
-    The mean uses each x_j with 1/C, and the derivative of s by x_j is -s^2 n_j / C. So
-    d n_i / d x_j = s ([i = j] - 1/C - n_i n_j / C), and with u = dy gain
-    dx = s (u - mean(u) - n mean(u n)), d gain = sum_t dy_t n_t, d bias = sum_t dy_t.
+    d mean / d x_j = 1/C. d variance / d x_j = 2 (x_j - mean) / C: that the mean moves,
+    too, makes no difference, since all x - mean add up to 0. So d s / d x_j is
+    -s^3 / 2 times that, which is -s^2 n_j / C, and
+        d n_i / d x_j = s ([i = j] - 1/C - n_i n_j / C)
+    where [i = j] is 1 if i is j, and 0 if not. With u = dy gain, this sums up to
+        dx = s (u - mean(u) - n mean(u n)), d gain = sum_t dy_t n_t, d bias = sum_t dy_t
     """
     normal = []
     scales = []
@@ -1212,7 +1204,7 @@ def fused_gelu(x):
             )
         return [dx]
 
-    return [list(map(times, *rows)) for rows in zip(x, h)], gelu_rule
+    return [list(map(operator.mul, *rows)) for rows in zip(x, h)], gelu_rule
 
 
 @differentiable(cross_entropy)
@@ -1247,7 +1239,8 @@ def fused_cross_entropy(logits, targets):
 #     dQ = dS K,     dK = dS^T Q
 # The middle one is softmax's: d A_s / d S_r = A_s ([s = r] - A_r) / sqrt(d). A token's
 # row of A is filled up with 0 for later tokens, so they take no part in any sum. A head
-# is a range of columns; so q, k, v, their gradients and the output are kept as columns.
+# is a range of columns; so q, k, v, their gradients and the output are kept as columns,
+# that is, transposed. And as matmul(A, B) is A B^T, (dS K)^T is matmul(K^T, dS).
 
 
 def attention_weights(q, k):
@@ -1262,7 +1255,7 @@ def attention_weights(q, k):
 
 
 def softmax_of_floats(row):
-    """softmax, without asking what the numbers are."""
+    """softmax, for floats only."""
     exp = math.exp
     largest = max(row)
     powers = [exp(x - largest) for x in row]
@@ -1315,7 +1308,7 @@ def fused_attention(x, n_head):
     return list(map(list, zip(*y_columns))), attention_rule
 
 
-# Every call of a layer has a price. So a batch is read in one go: its windows are laid
+# Every call of a layer costs time. So a batch is read in one go: its windows are laid
 # end to end in one long list. Most layers treat each token by itself, and need not
 # know where a window ends. Only positions and attention must know.
 
@@ -1346,8 +1339,12 @@ def spans(lengths):
     >>> spans([3, 2])
     [(0, 3), (3, 5)]
     """
-    stops = list(accumulate(lengths))
-    return list(zip([0] + stops, stops))
+    found = []
+    start = 0
+    for length in lengths:
+        found.append((start, start + length))
+        start += length
+    return found
 
 
 @differentiable(packed_attention)
@@ -1372,15 +1369,16 @@ def fused_packed_attention(x, n_head, lengths):
 class PackedGPT(GPT):
     """A GPT that reads several windows at once. It gives the same loss."""
 
-    lengths = ()  # of the windows that it is reading
+    lengths = None  # of the windows that it is reading; None means a single one
 
     def positions(self, tokens):
         """Where each token stands in its window: 0, 1, 2, 0, 1 for lengths 3 and 2."""
-        return [i for length in self.lengths for i in range(length)]
+        lengths = self.lengths or [len(tokens)]
+        return [i for length in lengths for i in range(length)]
 
     def attend(self, name, x):
         """Attention, each window by itself."""
-        return packed_attention(x, self.config.n_head, self.lengths)
+        return packed_attention(x, self.config.n_head, self.lengths or [len(x)])
 
     def loss(self, windows):
         """The mean loss over all predictions in a list of windows."""
@@ -1391,10 +1389,16 @@ class PackedGPT(GPT):
 
 # === 11. Engines ====================================================== ladder: gpt ===
 # The Trainer of chapter 12 does not compute by itself. It is given an engine: an object
-# that turns a batch into a loss and gradients, and brings an optimizer for them. Here
+# that turns a batch into a loss and gradients, and supplies an optimizer for them. Here
 # are engines that compute on Values and on Tensors, and one that shares the work among
 # processes. Those in examples/engines/ compute with NumPy and PyTorch. Whatever else a
 # Trainer does (the order of the data, the steps, the records) is the same for all.
+#
+#     called by       methods of an engine
+#     Trainer         prepare and optimizer, once; then for each step gradients and norm
+#     gradients       convert and gradient, for each parameter; so does gradcheck
+#     checkpoints     write_tensors, if the engine `leads`
+#     command line    new_model, about, rate; and close, when the training ends
 
 
 class ValueEngine:
@@ -1404,12 +1408,12 @@ class ValueEngine:
     leads = True  # False in all but one of several processes that train together
 
     def convert(self, x):
-        """A parameter, as floats -> the same on this engine's numbers, with a graph."""
+        """A parameter, as floats -> the same as nodes of this engine's graph."""
         return for_each(Value, x)
 
     def gradient(self, x):
         """What backward() left in a converted parameter -> floats of its shape."""
-        return for_each(attrgetter("grad"), x)
+        return for_each(operator.attrgetter("grad"), x)
 
     def new_model(self, config, seed):
         """A model of this shape, with the parameters that a seed gives."""
@@ -1425,7 +1429,7 @@ class ValueEngine:
             return self.backward(model, batch)
 
     def backward(self, model, batch):
-        """The same. When this returns, nobody needs the graph any more."""
+        """The same. Its graph is gone before the collector looks for cycles again."""
         params = {name: self.convert(x) for name, x in model.params.items()}
         # A network of your own, a subclass of GPT, reads one window at a time.
         kind = PackedGPT if type(model) is GPT else type(model)
@@ -1466,7 +1470,7 @@ class TensorEngine(ValueEngine):
 
     def convert(self, x):
         """A row or rows -> a Tensor. A single number stays a Value."""
-        return Tensor(x) if isinstance(x, (list, tuple)) else Value(x)
+        return Value(x) if isinstance(x, (int, float)) else Tensor(x)
 
     def gradient(self, x):
         """Zeros, if the loss does not depend on it."""
@@ -1491,12 +1495,12 @@ def garbage_collection_paused():
 
 
 def gradcheck(f, params, engine=None, step=1e-5, tolerance=1e-6):
-    """Hold every derivative against nudging; return the largest difference.
+    """Compare every derivative with nudging, and return the largest difference.
 
     f takes params, {name: a number, a row or rows}, on an engine's numbers (by default
     on Values), and returns a Value. Each number is nudged up and down by `step`. Its
     gradient must equal (f(up) - f(down)) / (2 step) within the tolerance, relative to
-    the larger of the two or to 1. ArithmeticError names the first that does not.
+    the larger of the two or to 1. Raises ArithmeticError that names the first mismatch.
 
     >>> def f(p):
     ...     return p["a"] * p["b"] + p["a"] ** 2
@@ -1573,6 +1577,12 @@ class FastAdamW(AdamW):
                     v[i] = square = beta2 * v[i] + share2 * slope * slope
                     p[i] -= rate * mean / (sqrt(square) + eps)
 
+    def restore(self, t, m, v):
+        """Go on after t steps, with the averages that a checkpoint has kept."""
+        self.t = t
+        self.m = m
+        self.v = v
+
 
 class Workers(ValueEngine):
     """An engine that shares each batch among several processes, which use another one.
@@ -1630,8 +1640,8 @@ def start_processes(n):
 # stopped and saved between any two steps, and it does four things that chapter 7 leaves
 # out. It reads all windows before it reads one again. It holds out documents, and
 # measures the loss on them. It shortens a gradient that is too long. And it notices
-# when the training goes wrong. Everything random follows from the seed, so on the same
-# Python the same training gives the same bits.
+# when training goes wrong. Everything random follows from the seed, so on the same
+# Python the same training run gives the same bits.
 
 LIMITS = {
     "steps": (int, 1, 10**9),
@@ -1663,7 +1673,7 @@ def out_of_range(name, value):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. Raises ValueError for what cannot be."""
+    """How to train. Raises ValueError for an invalid setting."""
 
     steps: int = 500
     batch_size: int = 4  # windows in each step
@@ -1680,7 +1690,7 @@ class TrainConfig:
     def __post_init__(self):
         for name, value in vars(self).items():
             problem = None
-            if name == "engine" and value not in ENGINES:
+            if name == "engine" and value not in list(ENGINES):
                 problem = f"engine is {value!r}: must be one of {', '.join(ENGINES)}"
             if name != "engine":
                 problem = out_of_range(name, value)
@@ -1784,7 +1794,7 @@ class Trainer:
 
         An epoch is once through all windows. Each epoch has an order of its own, which
         follows from the seed. So a step's batch depends on nothing but its number, and
-        a training that was stopped can go on exactly where it was.
+        a training run that was stopped can go on exactly where it was.
         """
         n = len(self.windows)
         batch = []
@@ -1811,7 +1821,13 @@ class Trainer:
                 f"loss is {loss} at step {self.step + 1}: training diverged, "
                 "try a smaller lr"
             )
-        factor = clip_factor(self.engine.norm(gradients), config.clip)
+        norm = self.engine.norm(gradients)
+        if not math.isfinite(norm):
+            raise ArithmeticError(
+                f"the gradient's length is {norm} at step {self.step + 1}: training "
+                "diverged, try a smaller lr"
+            )
+        factor = clip_factor(norm, config.clip)
         lr = learning_rate(self.step, config.steps, config.lr, config.warmup)
         self.optimizer.step(gradients, lr, factor)
         self.step += 1
@@ -1833,7 +1849,7 @@ class Trainer:
 
 
 def clip_factor(norm, limit):
-    """What shortens gradients of this length to the limit, if they are longer.
+    """The factor that shortens gradients of this length to the limit.
 
     Here and there the loss has a cliff, where the gradient is a hundred times as long.
     One such step would throw the parameters far off, and spoil m and v. A limit of 0
@@ -1846,18 +1862,17 @@ def clip_factor(norm, limit):
 
 
 # === 13. Writing ====================================================== ladder: gpt ===
-# Chapter 8's way to write computes every row anew for each token. It need not. No token
-# sees a later one, so what comes later never changes a row. Only attention looks back
-# at earlier rows, for their keys and values. If we keep those, a new token is the work
-# of one row. What is kept is called the KV cache.
+# Chapter 8's way to write computes every row anew for each token. But no token sees a
+# later one, so what comes later never changes a row. Only attention looks back at
+# earlier rows, for their keys and values. If we keep those, a new token is the work of
+# one row. What is kept is called the KV cache.
 
 
 class CachedGPT(GPT):
     """A GPT that remembers what it has read. Call it with the tokens that come next.
 
-    It returns the logits of the last of them only, as one row in a list. Its two seams
-    are those of PackedGPT: the positions go on where the last call ended, and attention
-    also sees the rows that are past.
+    It returns the logits of the last of them only, as one row in a list. Positions go
+    on where the last call ended, and attention also sees the rows that are past.
     """
 
     def __init__(self, model):
@@ -1891,7 +1906,7 @@ def attention_with_past(x, n_head, past):
     """Attention where the rows of x also see the `past` rows, to which they are added.
 
     A row of x or of past holds a query, a key and a value, as in chapter 4. Only the
-    rows of x have queries that still want an answer. [n, 3C] -> [n, C]
+    queries of x are left to answer. [n, 3C] -> [n, C]
     """
     past.extend(x)
     C = len(x[0]) // 3
@@ -1913,7 +1928,7 @@ def attention_with_past(x, n_head, past):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw tokens. Raises ValueError for what cannot be.
+    """How to draw tokens. Raises ValueError for an invalid setting.
 
     top_k keeps the k likeliest tokens (0: all). top_p keeps, of these, the fewest,
     likeliest first, that hold a share top_p of the probability. Both rule out the many
@@ -1962,10 +1977,13 @@ def stream(model, tokens, sampling=None, rng=None, end=None, max_tokens=200):
 
     `end` is not yielded; by default it is the last id. Of a prompt longer than the
     block, the last block_size tokens are read. When the block is full, the model must
-    forget something: positions end at block_size. So the newer half is read again, from
-    position 0. (chapter 8 forgets one token at a time, and reads all others again for
-    each new one.) The same rng, with the same seed, gives the same tokens.
+    forget something, as positions end at block_size. So the newer half is read again,
+    from position 0. (Chapter 8 forgets one token at a time, and reads all others again
+    for each new one. Half is a compromise between forgetting much and reading often.)
+    The same rng, with the same seed, gives the same tokens.
     """
+    if not tokens:
+        raise ValueError("there are no tokens to continue: begin with tokenizer.end")
     sampling = sampling or Sampling()
     rng = rng or random.Random()
     end = model.config.vocab_size - 1 if end is None else end
@@ -1973,15 +1991,17 @@ def stream(model, tokens, sampling=None, rng=None, end=None, max_tokens=200):
     context = list(tokens)[-block_size:]
     unread = context
     reader = CachedGPT(model)
+    # A network of your own, a subclass of GPT, reads everything again for each token.
+    is_cached = type(model) is GPT
     for _ in range(max_tokens):
-        logits = reader(unread)[-1]
+        logits = reader(unread)[-1] if is_cached else model(context)[-1]
         if hasattr(logits, "tolist"):  # of another kind, such as a NumPy array
             logits = logits.tolist()
         token = sampling.draw(logits, rng)
         if token == end:
             return
         yield token
-        context = context + [token]
+        context = [*context, token]
         unread = [token]
         if len(context) > block_size:
             context = context[-max(1, block_size // 2) :]
@@ -2001,14 +2021,12 @@ def generate(model, tokenizer, prompt="", seed=None, max_tokens=200, **options):
     return prompt + tokenizer.decode(new)
 
 
-# Part III, the tool
-
 # === 14. Subword tokens ===============================================================
-# Part III is what makes a model useful the day after it was trained: on other texts, in
-# other programs, and for people who do not write Python.
+# Part III makes a model useful the day after it was trained: on other texts, in other
+# programs, and for people who do not write Python.
 #
-# A token for each character makes texts long. A token for each word has none for the
-# next typo. Byte-pair encoding (BPE) lies between. It begins with the 256 bytes, of
+# A token for each character makes texts long. A token for each word cannot represent
+# the next typo. Byte-pair encoding (BPE) lies between. It begins with the 256 bytes, of
 # which UTF-8 makes any text. Then, again and again, it gives the most frequent pair of
 # neighbouring tokens a token of its own. Common words become one token, rare words
 # several, and nothing is unknown. This is GPT-2's tokenizer. Source: Sennrich et al.
@@ -2031,7 +2049,7 @@ def merge_pair(tokens, pair):
 
 
 def learn_merges(words, alphabet, n_merges):
-    """The algorithm, said plainly: {word: how often it occurs} -> pairs to merge.
+    """The algorithm in its plain form: {word: how often it occurs} -> pairs to merge.
 
     Of equally frequent pairs, the one whose tokens are older is merged first.
 
@@ -2061,11 +2079,14 @@ def learn_merges(words, alphabet, n_merges):
     return merges
 
 
-# This counts all pairs again for each merge, which takes hours on a megabyte. The same,
-# faster, counts anew only in words that the last merge has changed, and keeps the pairs
-# in a queue, with the most frequent first. And since Python is quick with strings, a
-# token is a single character here, chr(id). A word is a string of these, a pair is a
-# string of two, and to merge it is word.replace(pair, new).
+# This counts all pairs again for each merge, which takes hours on a megabyte. The fast
+# form counts again only in words that the last merge has changed, and keeps the pairs
+# in a queue, with the most frequent first.
+#
+# It also writes tokens in another way, since Python's string methods are fast. A token
+# is a single character, chr(id). A word is a string of these, and a pair a string of
+# two. To merge it is word.replace(pair, new). With ids l = 0, o = 1, w = 2 and a new
+# token 3 for l and o, the word "low" goes from "\0\1\2" to "\3\2".
 
 
 class PairCounts:
@@ -2095,7 +2116,7 @@ class PairCounts:
         """The pair that occurs most often, or None if no word has two tokens left.
 
         A count only falls, unless the pair is new. So when the first count in the queue
-        is up to date, no other pair can have more. If it is not, it is put right.
+        is up to date, no other pair can have more. If it is not, it is corrected.
         """
         while self.queue:
             negative_count, pair = self.queue[0]
@@ -2122,7 +2143,7 @@ def pairs_of(word):
     >>> list(pairs_of("abc"))
     ['ab', 'bc']
     """
-    return map(plus, word, word[1:])
+    return map(operator.add, word, word[1:])
 
 
 def byte_characters():
@@ -2269,11 +2290,11 @@ class BPETokenizer:
 #     config.json            the model's shape
 #     model.safetensors      its parameters
 #     tokenizer.json         its tokens; tokenizer_config.json tells how to load them
-#     trainer.safetensors    only ours: what it takes to go on with the training
+#     trainer.safetensors    only ours: what it takes to go on with a training run
 #
 # The transformers library opens what is saved here, and GPT-2's own directories open
-# here. Files may come from strangers. So what they say is checked before it is
-# believed, in named steps, and each step has its own refusal.
+# here. Files may come from strangers, so what they say is checked before it is
+# believed. Each thing that can be wrong has a message of its own.
 
 GPT2 = {  # what config.json must say, if it says anything, for the model to be ours
     "model_type": "gpt2",
@@ -2292,10 +2313,14 @@ SAVED = ".microgpt-saved"
 def save_files(directory, files):
     """Write {name: pieces of bytes} into a directory: all of them or none.
 
-    Whenever the machine stops, the directory must hold the old files or the new ones,
-    never some of each. So: 1) All are written into a folder, NEW. 2) The folder becomes
-    SAVED, by a renaming, which takes an instant. From then on, open_file finds them
-    there. 3) They move to their places. If this is cut short, the next save ends it.
+    Whenever the program is stopped, a reader must find the old files or the new ones,
+    never some of each. So there are three steps:
+        1) All files are written into the folder NEW.     Stopped here: the old files
+           stand in their places, and the next save deletes NEW.
+        2) NEW is renamed to SAVED, in an instant.        Stopped here: open_file finds
+           the new files in SAVED, where it looks first.
+        3) The files move from SAVED to their places.     Stopped here: open_file finds
+           each new file, moved or not; the next save moves the rest.
     """
     new = os.path.join(directory, NEW)
     try:
@@ -2308,20 +2333,26 @@ def save_files(directory, files):
                 os.fsync(file.fileno())
         os.rename(new, os.path.join(directory, SAVED))
     except OSError as error:
-        error.filename = error.filename or directory  # a full disk does not say where
+        error.filename = error.filename or directory  # a full disk names no file
         raise
     finally:
         move_into_place(directory)
 
 
 def move_into_place(directory):
-    """Step 3 above, and the end of what a save that failed has left."""
+    """Step 3 above. It also clears away what a save that failed has left."""
+    import shutil  # takes longer to load than all of this file
+
     saved = os.path.join(directory, SAVED)
+    new = os.path.join(directory, NEW)
+    for path in (saved, new):
+        if os.path.islink(path):  # not ours: it could lead to anybody's files
+            os.unlink(path)
     if os.path.isdir(saved):
         for name in os.listdir(saved):
             os.replace(os.path.join(saved, name), os.path.join(directory, name))
     shutil.rmtree(saved, ignore_errors=True)
-    shutil.rmtree(os.path.join(directory, NEW), ignore_errors=True)
+    shutil.rmtree(new, ignore_errors=True)
 
 
 @contextmanager
@@ -2342,28 +2373,28 @@ def open_file(directory, name):
 
 
 def open_newest(directory, name):
-    """The file where step 2 of a save has put it or, as a rule, in its place."""
+    """Open the file where step 2 of a save has put it or, normally, in its place."""
     try:
         return open(os.path.join(directory, SAVED, name), "rb")
     except OSError:
         return open(os.path.join(directory, name), "rb")
 
 
-def printable(text):
-    """What is fit for a terminal of a text that may be a stranger's."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+def printable(text, allowed=""):
+    """A text from a stranger, with control characters replaced, for a terminal."""
+    return "".join(c if c.isprintable() or c in allowed else "\ufffd" for c in text)
 
 
 def parse_json(raw):
-    """The bytes of a JSON object -> a dict. A key that is there twice is an error."""
+    """The bytes of a JSON object -> a dict. A key that appears twice is an error."""
 
-    def without_doubles(pairs):
+    def reject_duplicates(pairs):
         contents = dict(pairs)
         if len(contents) < len(pairs):
-            raise ValueError("a key is there twice")
+            raise ValueError("a key appears twice")
         return contents
 
-    contents = json.loads(raw, object_pairs_hook=without_doubles)
+    contents = json.loads(raw, object_pairs_hook=reject_duplicates)
     if not isinstance(contents, dict):
         raise ValueError("it is not a JSON object")
     return contents
@@ -2425,7 +2456,7 @@ def read_tensors(file, shapes, code="d"):
         if name not in shapes:
             raise ValueError(f"tensor {name!r} is not one of a model of this shape")
         if name in tensors:
-            raise ValueError(f"tensor {name!r} is there twice")
+            raise ValueError(f"tensor {name!r} appears twice")
         numbers = read_numbers(file, name, shapes[name], entry, place, n_bytes)
         place = entry["data_offsets"][1]
         tensors[name] = to_table(name, numbers, shapes[name], code if large else None)
@@ -2460,10 +2491,11 @@ def read_numbers(file, name, shape, entry, place, n_bytes):
     dtype = entry["dtype"]
     if dtype not in FLOATS:
         raise ValueError(f"tensor {name!r} is {dtype!r}: must be one of {[*FLOATS]}")
-    right = tensor_entry(name, shape, dtype, place)
-    if json.dumps(entry, sort_keys=True) != json.dumps(right, sort_keys=True):
-        raise ValueError(f"tensor {name!r} is {entry}: must be {right}")
-    start, stop = right["data_offsets"]
+    expected = tensor_entry(name, shape, dtype, place)
+    # As text, because Python takes 4.0 and True for whole numbers.
+    if json.dumps(entry, sort_keys=True) != json.dumps(expected, sort_keys=True):
+        raise ValueError(f"tensor {name!r} is {entry}: must be {expected}")
+    start, stop = expected["data_offsets"]
     if stop > n_bytes:
         raise ValueError(
             f"tensor {name!r} ends at {stop:,}, but there are {n_bytes:,} bytes"
@@ -2607,8 +2639,11 @@ def load_tokenizer(directory):
         with open_file(directory, "tokenizer.json") as file:
             tokenizer = tokenizer_from_json(parse_json(file.read()))
     except FileNotFoundError:
+        if not os.path.exists(os.path.join(directory, "vocab.json")):
+            raise
         with open_file(directory, "vocab.json") as file:
             vocab = parse_json(file.read())
+            check_ids(vocab)
         with open_file(directory, "merges.txt") as file:
             lines = file.read().decode().split("\n")
             merges = [x for x in lines if x and not x.startswith("#version")]
@@ -2632,9 +2667,10 @@ def tokenizer_from_json(found):
     model = found["model"]
     pre_tokenizer = found.get("pre_tokenizer")
     kind = pre_tokenizer or {"type": "ByteLevel", "add_prefix_space": False}
-    settings = {name: model.get(name) for name in ("dropout", "ignore_merges")}
-    for name in ("end_of_word_suffix", "continuing_subword_prefix"):
+    settings = {}
+    for name in "dropout ignore_merges end_of_word_suffix".split():
         settings[name] = model.get(name)
+    settings["continuing_subword_prefix"] = model.get("continuing_subword_prefix")
     settings["normalizer"] = found.get("normalizer")
     settings["add_prefix_space"] = kind.get("add_prefix_space", True)
     settings["use_regex: false"] = not kind.get("use_regex", True)
@@ -2651,15 +2687,20 @@ def tokenizer_from_json(found):
     if len(ends) != 1:
         raise ValueError(f"it must have one special token, {END}, not {len(ends)}")
     vocab = {**model["vocab"], END: ends[0]}
+    check_ids(vocab)
     return build_tokenizer(vocab, model["merges"], pre_tokenizer is not None)
 
 
-def build_tokenizer(vocab, merges, is_bytewise):
-    """A vocabulary and merges, as pairs or as "left right" -> a tokenizer."""
+def check_ids(vocab):
+    """Raise ValueError unless the ids of a vocabulary are 0, 1, 2 and so on."""
     if [type(i) for i in vocab.values()] != [int] * len(vocab):
         raise ValueError("its ids are not whole numbers")
     if sorted(vocab.values()) != list(range(len(vocab))):
         raise ValueError("its ids have gaps")
+
+
+def build_tokenizer(vocab, merges, is_bytewise):
+    """A vocabulary and merges, as pairs or as "left right" -> a tokenizer."""
     if is_bytewise:
         pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
         return BPETokenizer(vocab, [tuple(pair) for pair in pairs])
@@ -2670,7 +2711,7 @@ def build_tokenizer(vocab, merges, is_bytewise):
 
 
 def save_training(trainer, directory):
-    """Save a training between two steps, as save_model does, so that it can go on."""
+    """Save a training run between two steps, with its model, so that it can go on."""
     engine = trainer.engine
     if not engine.leads:
         return
@@ -2698,9 +2739,9 @@ def fingerprint(trainer):
 
 
 def load_training(directory, documents, engine=None, **changes):
-    """Go on with a saved training as if it had never stopped -> a Trainer.
+    """Go on with a saved training run as if it had never stopped -> a Trainer.
 
-    `documents` must be those it began with. `changes` are to its TrainConfig, such as
+    `documents` must be those it began with. `changes` override its TrainConfig, such as
     more steps. `engine` may be an engine or, as in TrainConfig, a name. Only `losses`
     begin anew. Raises OSError and ValueError as load_model does.
     """
@@ -2714,36 +2755,42 @@ def load_training(directory, documents, engine=None, **changes):
         shapes[f"m.{name}"] = shapes[f"v.{name}"] = shape
     with open_file(directory, "trainer.safetensors") as file:
         moments, state = read_tensors(file, shapes)
+        check_moments(moments)
+        saved_config = TrainConfig(**parse_json(state["config"]))
         step = state["step"]
         if step != metadata.get("step") or not re.fullmatch("[0-9]{1,10}", step):
             raise ValueError(
                 "it is not of the model that is saved here (or that is just being "
                 "saved: try again)"
             )
-        config = TrainConfig(**{**parse_json(state["config"]), **changes})
-        trainer = Trainer(model, tokenizer, documents, config, engine)
-        if state.get("documents") != fingerprint(trainer):
-            raise ValueError(
-                "its training began with other documents, or another seed or "
-                "val_fraction"
-            )
-        set_moments(trainer.optimizer, moments, state.get("version"))
-    trainer.step = trainer.optimizer.t = int(step)
+    config = replace(saved_config, **changes)
+    trainer = Trainer(model, tokenizer, documents, config, engine)
+    if state.get("documents") != fingerprint(trainer):
+        raise ValueError(
+            f"{directory} was trained on other documents, or with another seed or "
+            "val_fraction"
+        )
+    trainer.step = int(step)
+    m, v = split_moments(moments, trainer.optimizer, state.get("version"))
+    trainer.optimizer.restore(trainer.step, m, v)
     return trainer
 
 
-def set_moments(optimizer, moments, version):
-    """Give an optimizer its m and v. Version 0.1.0 kept them without 1 - beta."""
+def check_moments(moments):
+    """Raise ValueError if an average of squares is negative."""
     for name, x in moments.items():
         if name.startswith("v.") and min(map(min, to_rows(x))) < 0:
             raise ValueError(f"{name} is negative")
+
+
+def split_moments(moments, optimizer, version):
+    """-> an optimizer's m and v. Version 0.1.0 stored m / (1 - beta1), and so v."""
     m = {name[2:]: x for name, x in moments.items() if name.startswith("m.")}
     v = {name[2:]: x for name, x in moments.items() if name.startswith("v.")}
     if version is None:
         m = {name: for_each((1 - optimizer.beta1).__mul__, x) for name, x in m.items()}
         v = {name: for_each((1 - optimizer.beta2).__mul__, x) for name, x in v.items()}
-    optimizer.m = m
-    optimizer.v = v
+    return m, v
 
 
 # === 16. Looking inside =============================== ladder: loss, pairs, memory ===
@@ -2791,14 +2838,15 @@ def contexts(window):
 def baselines(windows, val_windows, vocab_size):
     """The loss on val_windows of four models that only count -> {name: nats a token}.
 
-    They know nothing; how frequent each token is; what follows a token (pairs); what
-    follows two (triples). A count of 0 must not mean "impossible", so each leans on the
-    one before:
+    The first knows nothing, the second the frequency of each token. The others know
+    what follows a token (pairs), and what follows two (triples). A count of 0 must not
+    mean "impossible", so each model leans on the one before:
 
         p(token) = (count of the token + kinds * p before) / (count of all + kinds)
 
-    where only what followed the same tokens counts, and kinds is how many different
-    tokens did. Source: Witten and Bell 1991, "The Zero-Frequency Problem", method C.
+    Only tokens that followed the same one or two tokens are counted, and kinds is how
+    many different ones did. Source: Witten and Bell 1991, "The Zero-Frequency Problem",
+    method C.
     """
     counts = defaultdict(Counter)
     for window in windows:
@@ -2836,7 +2884,7 @@ def recent_loss(losses):
 
 
 def reading(losses, val_loss, scale, copied=0.0):
-    """What a training came to, in a sentence.
+    """A verdict on a training run, in a sentence that begins after "It is".
 
     From the `losses` of its steps, its held-out loss, the `scale` of baselines, and
     `copied`, the share of the different samples that are training documents.
@@ -2853,8 +2901,8 @@ def reading(losses, val_loss, scale, copied=0.0):
         )
     if copied > 0.5:
         return (
-            f"memorising: {copied:.0%} of the different samples are training documents; "
-            "it needs more text"
+            f"memorising: {copied:.0%} of the different samples are training "
+            "documents; it needs more text"
         )
     if val_loss > 1.1 * loss:
         return f"overfitting (training {loss:.3f}): it needs more text or fewer steps"
@@ -2868,7 +2916,12 @@ def reading(losses, val_loss, scale, copied=0.0):
 # === 17. Command line =================================================================
 # `python microgpt.py` learns from documents and shows what it learned. Other commands
 # use what it saved, or are programs in examples/. Bad input gets one line on stderr and
-# a non-zero exit, and nothing is done by half.
+# a non-zero exit.
+#
+# main() at the end finds the command and turns errors into that line. Each command
+# makes a parser from the tables below, which gives it `given`, the options that were
+# given: {name: value}. The train command also takes an `engine`, if another program
+# brings one, and `start`, a model and tokenizer to train further.
 
 COLUMNS = 79
 SAVE_EVERY = 60  # seconds
@@ -2915,7 +2968,7 @@ WRITING_OPTIONS = {
 }
 KEEPING_OPTIONS = {
     "save": "Keep the model in this directory, every minute.",
-    "resume": "Go on with the training that was saved there.",
+    "resume": "Go on with the training run that was saved there.",
     "quiet": "Print the samples and nothing else.",
 }
 
@@ -2928,8 +2981,8 @@ def load_documents(path):
     """
     with open(path, "rb") as file:
         raw = file.read()
-    if raw.startswith(codecs.BOM_UTF8):
-        raw = raw[len(codecs.BOM_UTF8) :]
+    if raw.startswith(b"\xef\xbb\xbf"):
+        raw = raw[3:]
     bad = raw.find(b"\0")  # no text has a zero byte
     try:
         text = raw.decode("utf-8")
@@ -2960,8 +3013,8 @@ def find_beside(*parts):
 def make_parser(command, groups, words, defaults=DEFAULTS):
     """A parser for a command, which is a function whose docstring is its help.
 
-    `groups` are its options, {title: {name: sentence}}, and `words` what it takes
-    without a name, {name: how many}.
+    `groups` are its options, {title: {name: sentence}}, and `words` its positional
+    arguments, {name: how many}.
     """
     import argparse
 
@@ -3004,7 +3057,7 @@ def parse(command, parser, argv):
     given, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         kind = "option" if unknown[0].startswith("-") else "word"
-        refuse(f"{command} does not take the {kind} {unknown[0]}")
+        refuse(f"{command} does not take the {kind} {printable(unknown[0])}")
     options = vars(given)
     for name, value in options.items():
         if name == "samples" and value < 0:
@@ -3033,7 +3086,7 @@ def train_command(argv, engine=None, start=None):
       python microgpt.py tokenize DIR TEXT       show the tokens of a text
       python microgpt.py explain DIR TEXT...     show how likely each token is
       python microgpt.py ladder                  eleven small steps up to a GPT
-    Lines longer than 16 characters want a larger --block-size. For a better model,
+    Lines longer than 16 characters need a larger --block-size. For a better model,
     give more --steps, then more --n-embd.
     """
     groups = train_groups(engine, start)
@@ -3043,7 +3096,7 @@ def train_command(argv, engine=None, start=None):
 
 
 def learn(given, engine, start):
-    """Train with the options that were given, write, and say what came of it."""
+    """Train with the options that were given, write samples, and report."""
     path = given.pop("FILE", None)
     source = path
     if path is None:
@@ -3097,8 +3150,7 @@ def start_training(documents, given, engine):
         raise ValueError(f"tokenizer is {kind!r}: must be char or bpe")
     if kind == "char" and "vocab_size" in given:
         raise ValueError(
-            "--vocab-size is for --tokenizer bpe: characters are as many as "
-            "the text has"
+            "--vocab-size is for --tokenizer bpe: with char, the text decides the size"
         )
     config = TrainConfig(**only(options, TrainConfig))
     sizes = only(options, Config)
@@ -3108,14 +3160,18 @@ def start_training(documents, given, engine):
     else:
         tokenizer = BPETokenizer.train(documents, options["vocab_size"])
     shape = Config(**{**sizes, "vocab_size": tokenizer.vocab_size})
-    n_parameters = parameter_count(shape)
-    if n_parameters > MOST_PARAMETERS and engine is None:
-        raise ValueError(
-            f"{n_parameters:,} parameters are too many for pure Python: try smaller "
-            "n_embd, n_layer, block_size, or an engine of examples/engines/"
-        )
+    if parameter_count(shape) > MOST_PARAMETERS and engine is None:
+        raise ValueError(too_large(shape))
     model = (engine or TensorEngine()).new_model(shape, config.seed)
     return Trainer(model, tokenizer, documents, config, engine)
+
+
+def too_large(config):
+    """What to say of a model that is too large to train here."""
+    return (
+        f"{parameter_count(config):,} parameters are too many to train in pure Python: "
+        "try smaller n_embd, n_layer, block_size, or an engine of examples/engines/"
+    )
 
 
 def resume_training(documents, given, engine):
@@ -3127,17 +3183,21 @@ def resume_training(documents, given, engine):
             raise ValueError(
                 f"--{option} cannot be given with --resume: tokens are kept"
             )
+    has_engine = engine is not None
     changes = only(given, TrainConfig)
     engine = engine or changes.pop("engine", None)
     trainer = load_training(directory, documents, engine, **changes)
-    kept = asdict(trainer.model.config)
+    shape = trainer.model.config
     for name, value in only(given, Config).items():
-        if value != kept[name]:
-            raise ValueError(f"{directory} has {name} {kept[name]}: {value} cannot be")
+        kept = getattr(shape, name)
+        if value != kept:
+            raise ValueError(f"{directory} has {name} {kept}: it cannot become {value}")
+    if parameter_count(shape) > MOST_PARAMETERS and not has_engine:
+        raise ValueError(too_large(shape))
     if trainer.step >= trainer.config.steps:
         raise ValueError(
-            f"{directory} has made its {trainer.step:,} steps: to go on, give more, "
-            f"such as --steps {2 * trainer.step}"
+            f"{directory} has finished its {trainer.step:,} steps: to go on, give "
+            f"more, such as --steps {2 * trainer.step}"
         )
     return trainer
 
@@ -3162,13 +3222,16 @@ def describe(source, documents, trainer):
 
 
 class Progress:
-    """How a training gets on: a live line on a terminal, else ten lines or fewer."""
+    """Shows how far training is: one live line on a terminal, elsewhere a few lines."""
 
     def __init__(self, trainer, say):
         self.trainer = trainer
         self.say = say
         self.is_live = sys.stdout.isatty()
-        self.width = min(COLUMNS, shutil.get_terminal_size().columns - 1)
+        self.width = COLUMNS
+        if self.is_live:
+            with suppress(OSError):
+                self.width = min(COLUMNS, os.get_terminal_size().columns - 1)
         self.first_step = trainer.step
         self.started = time.perf_counter()
         self.shown = self.started
@@ -3209,7 +3272,7 @@ class Progress:
         )
 
     def close(self):
-        """Leave the live line."""
+        """End the line that was rewritten."""
         if self.is_live:
             self.say("")
 
@@ -3247,7 +3310,7 @@ def run_training(trainer, say, directory):
 
 
 def finish(trainer, options):
-    """Write samples and, unless it is to be quiet, say what the training came to."""
+    """Write samples and, unless it is to be quiet, report on the training run."""
     known = set(trainer.documents)
     texts = set()
     rng = random.Random(trainer.config.seed)
@@ -3327,6 +3390,8 @@ def sample_command(argv):
             waiting.append(token)
             text = tokenizer.decode(waiting)
             if not text.endswith("\ufffd"):
+                if sys.stdout.isatty():
+                    text = printable(text, allowed="\n\t")
                 print(text, end="", flush=True)
                 waiting = []
         print(tokenizer.decode(waiting), flush=True)
@@ -3387,8 +3452,12 @@ def main(argv=None, engine=None, start=None):
     tokenizer, to be trained further in place of a new model.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if sys.stdout is None:  # it was closed before we began
+        import io
+
+        sys.stdout = io.StringIO()
     try:
-        if hasattr(sys.stdout, "reconfigure"):  # for a terminal that lacks a letter
+        if hasattr(sys.stdout, "reconfigure"):  # a terminal may lack a character
             sys.stdout.reconfigure(errors="backslashreplace")
         status = run(argv, engine, start) or 0
         print(end="", flush=True)
@@ -3401,7 +3470,7 @@ def main(argv=None, engine=None, start=None):
         status = 1
         if error.filename is not None:
             message = f"{error.filename!r}: {message}"
-        else:  # perhaps the output: Python would complain again, flushing it at exit
+        else:  # probably a closed pipe: Python would complain again at exit
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MemoryError:
@@ -3430,7 +3499,7 @@ BPETokenizer learn_merges
 save_model load_model read_model load_tokenizer save_training load_training
 write_tensors read_tensors parameter_count
 Scored score baselines reading
-load_documents main
+load_documents main make_parser refuse MOST_PARAMETERS
 """.split()
 
 

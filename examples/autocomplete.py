@@ -1,12 +1,12 @@
-"""A prompt that completes as you type, with the probabilities of what it suggests.
+"""A prompt that completes what you type, and says how likely that is.
 
     python microgpt.py --save names                 # a model: see the README
     pip install prompt_toolkit
     python examples/autocomplete.py names
 
-It starts at once. While you type, a menu shows the likeliest ways to go on (lookahead.py finds
-them) and, of all texts that the model could write from here, the share that goes on like this; the
-bottom line shows the likeliest next tokens:
+It starts at once. While you type, a menu shows the likeliest ways to go on, which
+lookahead.py finds. The share beside each one is its probability among all texts that
+the model could write from here. The bottom line shows the likeliest next tokens:
 
     > mar
          a⏎     1.68%
@@ -15,111 +15,95 @@ bottom line shows the likeliest next tokens:
 
     next: 'a' 14.8%  'i' 11.2%  'e' 7.13%  'd' 5.82%  'o' 5.79%
 
-A ⏎ in the menu says that the document ends there; it is part of what has this probability, but not
-of the text that is put in. Tab and the arrows choose, Enter takes the line and prints how likely it
-is as a whole document, Ctrl-D or Ctrl-C leaves. All of this is worked out while you type, and thus
-meant for small models: with 10,000 parameters the menu takes a moment, with 100,000 some seconds.
+A ⏎ in the menu says that the document ends there. It counts in the probability, but it
+is not put into the line. Tab and the arrow keys choose a suggestion. Enter takes the
+line and prints how likely it is as a whole document. Ctrl-D or Ctrl-C leaves. All this
+is computed while you type, so it is meant for small models: with 10,000 parameters the
+menu takes a moment, with 100,000 some seconds.
 
-Without a terminal it reads lines and prints the suggestions for each as plain text, and needs no
-prompt_toolkit:
+Without a terminal it needs no prompt_toolkit. It then reads lines, and prints the
+suggestions for each:
 
     echo mar | python examples/autocomplete.py names -k 3
 """
 
-import argparse
 import asyncio
 import math
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, os.path.dirname(sys.path[0]))
-
+from _common import can_show, make_parser, run_command, visible
 from lookahead import completions, predict
 
-import microgpt
+from microgpt import END, load_model, load_tokenizer, score
 
-END = "<|endoftext|>"
-
-
-# --- What there is to say ------------------------------------------------------------------------
+# --- What there is to say -------------------------------------------------------------
 
 
 def percent(p):
+    """A probability with three digits."""
     return f"{100 * p:.3g}%"
 
 
-def end_sign():
-    """How the end of a document is shown."""
-    try:
-        "⏎".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-        return "⏎"
-    except UnicodeError:
-        return "[end]"
-
-
-def visible(text):
-    """A text as it is shown: its end as a sign, and what would disturb a terminal as a `?`."""
-    ends = text.endswith(END)
-    text = text[: -len(END)] if ends else text
-    return "".join(c if c.isprintable() else "?" for c in text) + end_sign() * ends
+def with_sign(text):
+    """A text as it is shown: with a sign for its end."""
+    if not text.endswith(END):
+        return visible(text)
+    sign = "⏎" if can_show("⏎") else "[end]"
+    return visible(text[: -len(END)]) + sign
 
 
 def suggest(model, tokenizer, text, k, max_tokens):
-    """The likeliest ways to go on: [(what to insert, what to show, probability), ...]."""
-    found = completions(model, tokenizer, text, k, max_tokens, beam=max(10, k))
-    return [
-        (
-            way.replace(END, "").rstrip(
-                "\ufffd"
-            ),  # which would be a character cut in half
-            visible(way),
-            p,
-        )
-        for way, p in found
-    ]
+    """The likeliest ways to go on: [(what to insert, what to show, probability), ...].
+
+    What is inserted has no end, and not the half of a character.
+    """
+    suggestions = []
+    for way, p in completions(model, tokenizer, text, k, max_tokens, beam=max(10, k)):
+        inserted = way.replace(END, "").rstrip("\ufffd")
+        suggestions.append((inserted, with_sign(way), p))
+    return suggestions
 
 
 def next_tokens(model, tokenizer, text, k):
     """The bottom line: the likeliest next tokens."""
-    found = predict(model, tokenizer, text, k)
-    return "next: " + "  ".join(
-        f"{visible(token)!r} {percent(p)}" for token, p in found
-    )
+    parts = []
+    for token, p in predict(model, tokenizer, text, k):
+        parts.append(f"'{with_sign(token)}' {percent(p)}")
+    return "next: " + "  ".join(parts)
 
 
 def verdict(model, tokenizer, text):
     """How likely a document is: its probability, and its loss."""
-    losses = [scored.loss for scored in microgpt.score(model, tokenizer, text, 1)]
-    mean = sum(losses) / len(losses)
-    among = math.exp(mean) if mean < 700 else math.inf  # or exp would overflow
+    losses = [token.loss for token in score(model, tokenizer, text, 1)]
+    total = sum(losses)
+    mean = total / len(losses)
+    perplexity = math.exp(mean) if mean < 700 else math.inf  # exp would overflow
     return (
-        f"probability 10^{-sum(losses) / math.log(10):.1f}, {len(losses)} tokens, "
-        f"loss {mean:.3f} nats a token (as if among {among:.4g})"
+        f"probability 10^{-total / math.log(10):.1f}, {len(losses)} tokens, "
+        f"loss {mean:.3f} nats a token, a perplexity of {perplexity:.4g}"
     )
 
 
-# --- In a terminal -------------------------------------------------------------------------------
+# --- At a terminal --------------------------------------------------------------------
 
 
 def make_prompt(model, tokenizer, k, max_tokens):
-    """A prompt_toolkit prompt that suggests, validates and shows the next tokens."""
+    """A prompt of prompt_toolkit, which suggests, validates and shows next tokens."""
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.application import get_app
     from prompt_toolkit.completion import Completer, Completion
     from prompt_toolkit.output import ColorDepth
     from prompt_toolkit.validation import ValidationError, Validator
 
     class Suggestions(Completer):
         def get_completions(self, document, event):
+            text = document.text_before_cursor
             try:
-                ways = suggest(
-                    model, tokenizer, document.text_before_cursor, k, max_tokens
-                )
+                ways = suggest(model, tokenizer, text, k, max_tokens)
             except ValueError:  # the validator tells
                 return
-            for text, shown, p in ways:
-                yield Completion(text, display=shown, display_meta=percent(p))
+            for inserted, shown, p in ways:
+                yield Completion(inserted, display=shown, display_meta=percent(p))
 
     class KnownCharacters(Validator):
         def validate(self, document):
@@ -128,40 +112,53 @@ def make_prompt(model, tokenizer, k, max_tokens):
             except ValueError as error:
                 raise ValidationError(len(document.text), str(error)) from None
 
-    lines, busy = {}, []  # what was worked out, and what is being worked out
-
-    async def look(app, text):
-        """Work out the bottom line in a thread, so that typing stays smooth."""
-        try:
-            lines[text] = await asyncio.get_running_loop().run_in_executor(
-                None, next_tokens, model, tokenizer, text, k
-            )
-        except ValueError:
-            lines[text] = "next: ?"
-        finally:
-            busy.clear()
-            app.invalidate()  # draw it, and look at what was typed in between
-
-    def toolbar():
-        app = get_app()
-        text = app.current_buffer.document.text_before_cursor
-        if text not in lines and not busy:
-            busy.append(text)
-            app.create_background_task(look(app, text))
-        return lines.get(text, "next: ...")
-
     return PromptSession(
         "> ",
         completer=Suggestions(),
         complete_in_thread=True,
         validator=KnownCharacters(),
-        bottom_toolbar=toolbar,
+        bottom_toolbar=BottomLine(model, tokenizer, k).show,
         color_depth=ColorDepth.DEPTH_1_BIT if os.environ.get("NO_COLOR") else None,
     )
 
 
+class BottomLine:
+    """The line of next tokens. It is computed in a thread, so typing stays smooth."""
+
+    def __init__(self, model, tokenizer, k):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.k = k
+        self.lines = {}  # text -> its line
+        self.is_busy = False
+
+    def show(self):
+        """What is to be shown now. Computing starts if nothing is known yet."""
+        from prompt_toolkit.application import get_app
+
+        app = get_app()
+        text = app.current_buffer.document.text_before_cursor
+        if text not in self.lines and not self.is_busy:
+            self.is_busy = True
+            app.create_background_task(self.compute(app, text))
+        return self.lines.get(text, "next: ...")
+
+    async def compute(self, app, text):
+        """Compute a line and have it drawn. That also looks at what was typed since."""
+        loop = asyncio.get_running_loop()
+        try:
+            self.lines[text] = await loop.run_in_executor(
+                None, next_tokens, self.model, self.tokenizer, text, self.k
+            )
+        except ValueError:
+            self.lines[text] = "next: ?"
+        finally:
+            self.is_busy = False
+            app.invalidate()
+
+
 def converse(prompt, model, tokenizer):
-    """A line, its verdict, the next line: until Ctrl-D or Ctrl-C."""
+    """Take a line and judge it, again and again, until Ctrl-D or Ctrl-C."""
     print("Tab and the arrows choose, Enter takes the line, Ctrl-D leaves.")
     while True:
         try:
@@ -171,11 +168,11 @@ def converse(prompt, model, tokenizer):
         print(f"  {verdict(model, tokenizer, line)}", flush=True)
 
 
-# --- The command ---------------------------------------------------------------------------------
+# --- The command ----------------------------------------------------------------------
 
 
-def plain(model, tokenizer, lines, k, max_tokens):
-    """Print the suggestions for each line; returns the exit status, 1 if one was not understood."""
+def answer_lines(model, tokenizer, lines, k, max_tokens):
+    """Print the suggestions for each line -> 1 if one was not understood, else 0."""
     status = 0
     for line in lines:
         text = line.rstrip("\r\n")
@@ -191,55 +188,55 @@ def plain(model, tokenizer, lines, k, max_tokens):
     return status
 
 
+def complete(options):
+    """Ask at a terminal, or read lines from elsewhere -> an exit status."""
+    model = load_model(options.directory)
+    tokenizer = load_tokenizer(options.directory)
+    k = options.k
+    max_tokens = options.max_tokens
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return answer_lines(model, tokenizer, sys.stdin, k, max_tokens)
+    try:
+        prompt = make_prompt(model, tokenizer, k, max_tokens)
+    except ImportError:
+        raise ValueError(
+            "at a terminal it needs prompt_toolkit: pip install prompt_toolkit"
+        ) from None
+    converse(prompt, model, tokenizer)
+    return 0
+
+
 def count(text):
-    if not 1 <= int(text) <= 1000:
+    """A number from 1 to 1000, from the command line."""
+    number = int(text)
+    if not 1 <= number <= 1000:
         raise ValueError
-    return int(text)
+    return number
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="autocomplete", description="A prompt that completes what you type."
+    """The command; returns the exit status."""
+    parser = make_parser("autocomplete", __doc__)
+    parser.add_argument(
+        "directory",
+        metavar="DIR",
+        help="The directory of a model that --save has kept.",
     )
     parser.add_argument(
-        "directory", metavar="DIR", help="a model, as --save has written it"
-    )
-    parser.add_argument(
-        "-k", type=count, default=5, metavar="N", help="how many suggestions (5)"
+        "-k",
+        type=count,
+        default=5,
+        metavar="N",
+        help="How many suggestions to show (5).",
     )
     parser.add_argument(
         "--max-tokens",
         type=count,
         default=20,
         metavar="N",
-        help="how many tokens they may have (20)",
+        help="The longest suggestion, in tokens (20).",
     )
-    args = parser.parse_args(argv)
-    try:
-        if hasattr(sys.stdout, "reconfigure"):  # for a terminal that lacks a letter
-            sys.stdout.reconfigure(errors="backslashreplace")
-        model = microgpt.GPT.load(args.directory)
-        tokenizer = microgpt.load_tokenizer(args.directory)
-        if not (sys.stdin.isatty() and sys.stdout.isatty()):
-            return plain(model, tokenizer, sys.stdin, args.k, args.max_tokens)
-        converse(
-            make_prompt(model, tokenizer, args.k, args.max_tokens), model, tokenizer
-        )
-        return 0
-    except BrokenPipeError:  # `| head` has seen enough; Python would flush once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except ImportError:
-        problem, status = (
-            "at a terminal it needs prompt_toolkit: pip install prompt_toolkit",
-            1,
-        )
-    except (OSError, ValueError) as error:
-        problem, status = str(error), 1
-    except KeyboardInterrupt:
-        problem, status = "interrupted", 130
-    print(f"autocomplete: {problem}", file=sys.stderr)
-    return status
+    return run_command("autocomplete", complete, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -1,29 +1,41 @@
-"""How likely a model finds a text: token by token, and several texts against each other.
+"""How likely a model finds a text, token by token. Several texts are ranked.
 
     python microgpt.py explain DIR TEXT...
-    python examples/explain.py DIR TEXT...
+    python examples/explain.py DIR TEXT...          # the same
 
-DIR is a model that `--save` has kept, or any GPT-2 directory. A text is a document: <|endoftext|>
-stands before it and is predicted after it. For every token there is its id, the probability that
-it was given, a bar of that length, its loss in nats, and what was likeliest in its place; an `end`
-without quotes is <|endoftext|>. On a terminal the text is shown in colour, from red (below 5 %)
-over yellow to green (30 % and more). Several texts are ranked, the likeliest first. It takes no
-longer than reading the texts.
+DIR is a model that `--save` has kept, or any GPT-2 directory. Each text is a document:
+<|endoftext|> stands before it, and must be predicted after it. The table has a row for
+each token: its id, the probability that the model gave it, a bar of that length, its
+loss in nats, and the likeliest tokens in its place. `end`, without quotes, stands for
+<|endoftext|>.
+
+On a terminal the text is also shown in colour: red for tokens below 5%, yellow below
+30%, green from there on. Several texts are ranked, the likeliest first. All this takes
+no longer than to read the texts.
 """
 
-import argparse
 import math
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, os.path.dirname(sys.path[0]))
-
-from lookahead import WIDTH, can_show, columns, fit, quoted
+from _common import (
+    can_show,
+    columns,
+    fit,
+    in_colour,
+    make_parser,
+    quoted,
+    run_command,
+    visible,
+    width,
+)
 
 import microgpt
 
 HEADER = f"{'token':16} {'id':>6}  probability        {'loss':>6}  likeliest"
+RED = "\x1b[31m"
+GREEN = "\x1b[32m"
+YELLOW = "\x1b[33m"
+NO_COLOUR = "\x1b[0m"
 
 
 def name(token):
@@ -32,7 +44,7 @@ def name(token):
 
 
 def row(scored):
-    """One line of the table for one token."""
+    """One line of the table, for one token."""
     token = name(scored.token)
     token += " " * (16 - columns(token))
     bar = ("█" if can_show("█") else "#") * round(12 * scored.probability)
@@ -43,99 +55,115 @@ def row(scored):
     )
 
 
-def visible(text):
-    """A text with escapes for what would disturb a terminal, or is unknown to it."""
-    return "".join(
-        c if c.isprintable() and can_show(c) else ascii(c)[1:-1] for c in text
-    )
-
-
 def pieces(scored, tokenizer):
-    """The tokens but the last, the end: (text, probability). Those that are parts of the same
-    character come together, with the product of their probabilities."""
-    ids, p = [], 1.0
-    for n, x in enumerate(scored[:-1], 2):
-        ids, p = ids + [x.id], p * x.probability
+    """The text of the tokens and its probability: [(text, probability), ...].
+
+    Tokens that are parts of one character come together, with the product of their
+    probabilities. The last token, <|endoftext|>, is left out.
+    """
+    found = []
+    ids = []
+    p = 1.0
+    tokens = scored[:-1]
+    for n, token in enumerate(tokens, start=1):
+        ids.append(token.id)
+        p *= token.probability
         text = tokenizer.decode(ids)
-        if not text.endswith("\ufffd") or n == len(scored):
-            yield text, p
-            ids, p = [], 1.0
+        if not text.endswith("\ufffd") or n == len(tokens):
+            found.append((text, p))
+            ids = []
+            p = 1.0
+    return found
 
 
 def wrapped(parts):
-    """Parts (mark, text) of a text as lines of at most WIDTH columns, of which marks take none."""
-    out, room = "", WIDTH
+    """A text in lines that are no longer than a line's width.
+
+    Its parts are (mark, text). A mark, such as a colour, takes no room.
+    """
+    out = ""
+    room = width()
     for mark, text in parts:
         out += mark
-        for c in map(visible, text):
-            room -= columns(c)
+        for character in text:
+            shown = visible(character)
+            room -= columns(shown)
             if room < 0:
-                out, room = out + "\n", WIDTH - columns(c)
-            out += c
+                out += "\n"
+                room = width() - columns(shown)
+            out += shown
     return out
 
 
+def colour(probability):
+    """What switches a terminal to the colour of a probability."""
+    if probability < 0.05:
+        return RED
+    return YELLOW if probability < 0.3 else GREEN
+
+
 def coloured(scored, tokenizer):
-    """The text, every token in the colour of its probability."""
-    parts = [
-        (f"\x1b[3{1 if p < 0.05 else 3 if p < 0.3 else 2}m", text)
-        for text, p in pieces(scored, tokenizer)
-    ]
-    return wrapped(parts) + "\x1b[0m"
+    """The text, with every token in the colour of its probability."""
+    parts = [(colour(p), text) for text, p in pieces(scored, tokenizer)]
+    return wrapped(parts) + NO_COLOUR
 
 
 def explain(text, scored, tokenizer):
-    """The text, its table, and the mean of its losses."""
-    in_colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(coloured(scored, tokenizer) if in_colour else wrapped([("", text)]))
+    """Print a text, its table, and the mean of its losses."""
+    if in_colour():
+        print(coloured(scored, tokenizer))
+    else:
+        print(wrapped([("", text)]))
     print(HEADER)
-    for x in scored:
-        print(row(x))
-    mean = sum(x.loss for x in scored) / len(scored)
-    perplexity = math.exp(mean) if mean < 700 else math.inf  # or exp would overflow
-    print(
-        fit(f"{mean:.3f} nats a token, a perplexity of {perplexity:.4g}") + "\n",
-        flush=True,
-    )
+    for token in scored:
+        print(row(token))
+    mean = microgpt.mean([token.loss for token in scored])
+    perplexity = math.exp(mean) if mean < 700 else math.inf  # exp would overflow
+    print(fit(f"{mean:.3f} nats a token, a perplexity of {perplexity:.4g}"))
+    print(flush=True)
 
 
 def rank(documents):
-    """All texts, the most probable first: a long one is less probable than each of its parts, so
-    the loss per token stands beside the probability of the whole."""
-    totals = sorted(
-        (sum(x.loss for x in scored), len(scored), text) for text, scored in documents
-    )
+    """Print all texts, the most probable first.
+
+    A text is less probable than each of its parts. So the loss per token, which does
+    not grow with the length, stands beside the probability of the whole.
+    """
+    totals = []
+    for text, scored in documents:
+        totals.append((sum(token.loss for token in scored), len(scored), text))
     print("  rank  probability  nats a token  text")
-    for n, (total, count, text) in enumerate(totals, 1):
+    for n, (total, count, text) in enumerate(sorted(totals), start=1):
         exponent = f"10^-{total / math.log(10):.1f}"
-        print(
-            fit(f"{n:6}  {exponent:11}  {total / count:12.3f}  {visible(text)}"),
-            flush=True,
-        )
+        line = f"{n:6}  {exponent:11}  {total / count:12.3f}  {visible(text)}"
+        print(fit(line), flush=True)
+
+
+def explain_all(options):
+    """Score all texts, then print what there is to say."""
+    model = microgpt.load_model(options.directory)
+    tokenizer = microgpt.load_tokenizer(options.directory)
+    documents = []
+    for text in options.texts:
+        documents.append((text, microgpt.score(model, tokenizer, text)))
+    for text, scored in documents:
+        explain(text, scored, tokenizer)
+    if len(documents) > 1:
+        rank(documents)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="explain", description=__doc__.split("\n")[0])
-    parser.add_argument("directory", metavar="DIR", help="a model that --save has kept")
-    parser.add_argument("texts", metavar="TEXT", nargs="+", help="documents")
-    args = parser.parse_args(argv)
-    try:
-        model = microgpt.GPT.load(args.directory)
-        tokenizer = microgpt.load_tokenizer(args.directory)
-        documents = [
-            (text, microgpt.score(model, tokenizer, text)) for text in args.texts
-        ]
-        for text, scored in documents:
-            explain(text, scored, tokenizer)
-        if len(documents) > 1:
-            rank(documents)
-    except BrokenPipeError:  # `| head` has seen enough; Python would flush once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (OSError, ValueError) as error:
-        print(f"explain: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """The command; returns the exit status."""
+    parser = make_parser("explain", __doc__)
+    parser.add_argument(
+        "directory",
+        metavar="DIR",
+        help="The directory of a model that --save has kept.",
+    )
+    parser.add_argument(
+        "texts", metavar="TEXT", nargs="+", help="A document, or several to compare."
+    )
+    return run_command("explain", explain_all, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

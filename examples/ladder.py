@@ -1,21 +1,26 @@
-"""The ladder: from a die to a GPT in eleven small programs, each of which adds one idea.
+"""The ladder: eleven small programs, from a die to a GPT. Each adds one idea.
 
-    python microgpt.py ladder                   # the steps, and the question that each answers
-    python microgpt.py ladder attention         # run one, by name or number
-    python microgpt.py ladder --all             # run all (a minute), and print README's table
-    python examples/ladder.py --readme          # the same, and put it into README.md
+    python microgpt.py ladder                # the steps, and the questions they answer
+    python microgpt.py ladder attention      # run one, by its name or number
+    python microgpt.py ladder --all          # run all (a minute): README's table
+    python examples/ladder.py --readme       # and put it into examples/ladder/README.md
 
-The programs are in examples/ladder/ and run by themselves too, as examples/ladder/08_attention.py.
-All learn from the bundled names and are measured on the same 500 others: results can be compared.
+The programs are in examples/ladder/. They also run by themselves, such as
+`python examples/ladder/08_attention.py`. All of them learn from the bundled names and
+are measured on the same 500 other names, so their results can be compared.
 """
 
-import argparse
 import ast
+import os
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from _common import make_parser, run_command
 
 HERE = Path(__file__).resolve().parent
 HEAD = (
@@ -29,86 +34,97 @@ def steps():
     found = {}
     for path in sorted((HERE / "ladder").glob("[0-9][0-9]_*.py")):
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        found[path.stem[3:]] = path, re.match(r"Step \d+, [^.]+\. (.+)\n", doc)[1]
+        question = re.match(r"Step \d+, [^.]+\. (.+)\n", doc)[1]
+        found[path.stem[3:]] = path, question
     return found
 
 
 def result(name, output):
     """What a step's last line says -> (parameters, held-out loss), as printed."""
-    return re.search(
-        rf"^{name}: ([\d,]+) parameters, held-out loss (\d+\.\d+)\n\Z",
-        output,
-        re.MULTILINE,
-    ).groups()
+    last_line = rf"^{name}: ([\d,]+) parameters, held-out loss (\d+\.\d+)\n\Z"
+    return re.search(last_line, output, re.MULTILINE).groups()
 
 
-def run_all(say=print):
+def run_all():
     """Run every step -> README's table."""
     table = HEAD
     for name, (path, question) in steps().items():
-        say(f"{path.stem} ...", end=" ", flush=True)
+        print(f"{path.stem} ...", end=" ", flush=True)
         started = time.perf_counter()
         run = subprocess.run(
-            [sys.executable, str(path)],
-            check=True,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
+            [sys.executable, str(path)], stdout=subprocess.PIPE, encoding="utf-8"
         )
         seconds = time.perf_counter() - started
+        if run.returncode != 0:
+            print()
+            raise ValueError(f"{path} has failed")
         parameters, loss = result(name, run.stdout)
-        say(
-            f"{parameters} parameters, held-out loss {loss}, {seconds:.1f} seconds",
-            flush=True,
-        )
-        link = f"[{name}](examples/ladder/{path.name})"
+        print(f"{parameters} parameters, held-out loss {loss}, {seconds:.1f} seconds")
+        link = f"[{name}]({path.name})"
         table += f"| {link} | {question} | {parameters} | {loss} | {seconds:.1f} |\n"
     return table
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="ladder", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "step", nargs="?", help="its name or number; without it, all are listed"
-    )
-    parser.add_argument(
-        "--all", action="store_true", help="run all, and print README's table"
-    )
-    parser.add_argument(
-        "--readme", action="store_true", help="put the table into README.md"
-    )
-    args = parser.parse_args(argv)
-    known = steps()
-    if args.all or args.readme:
-        try:
-            table = run_all()
-        except subprocess.CalledProcessError as error:
-            print(f"\nladder: {error.cmd[-1]} has failed", file=sys.stderr)
-            return 1
-        print(f"\n{table}")
-        if args.readme:
-            readme = HERE.parent / "README.md"
-            text = readme.read_bytes().decode("utf-8")
-            before, head, after = text.partition(HEAD)
-            if not head:
-                print("ladder: README.md has no table to replace", file=sys.stderr)
-                return 1
-            rest = after[re.match(r"(\|.*\n)*", after).end() :]
-            readme.write_bytes((before + table + rest).encode("utf-8"))
-        return 0
-    if args.step is None:
-        for number, (name, (_, question)) in enumerate(known.items(), start=1):
-            print(f"{number:2}  {name:10}  {question}")
-        print("To run one: python microgpt.py ladder die")
-        return 0
+def put_into_readme(table):
+    """Replace the table in the README.md of the ladder's folder."""
+    readme = HERE / "ladder" / "README.md"
+    text = readme.read_bytes().decode("utf-8")
+    before, head, after = text.partition(HEAD)
+    if not head:
+        raise ValueError("README.md has no table to replace")
+    old_rows = re.match(r"(\|.*\n)*", after)
+    after = after[old_rows.end() :]
+    readme.write_bytes((before + table + after).encode("utf-8"))
+
+
+def list_steps(known):
+    """Print every step's number, name and question."""
+    for number, (name, (_, question)) in enumerate(known.items(), start=1):
+        print(f"{number:2}  {name:10}  {question}")
+    print("To run one: python microgpt.py ladder die")
+
+
+def run_step(word, known):
+    """Run the step that a word names -> its exit status."""
     numbers = {str(number): name for number, name in enumerate(known, start=1)}
-    name = numbers.get(args.step, args.step)
+    name = numbers.get(word, word)
     if name not in known:
-        print(
-            f"ladder: there is no step {args.step!r}: 1 to {len(known)}, or {', '.join(known)}",
-            file=sys.stderr,
-        )
-        return 1
-    return subprocess.run([sys.executable, str(known[name][0])]).returncode
+        names = ", ".join(known)
+        raise ValueError(f"there is no step {word!r}: 1 to {len(known)}, or {names}")
+    path, _ = known[name]
+    return subprocess.run([sys.executable, str(path)]).returncode
+
+
+def climb(options):
+    """List the steps, run one, or run all -> an exit status."""
+    known = steps()
+    if options.all or options.readme:
+        table = run_all()
+        print(f"\n{table}")
+        if options.readme:
+            put_into_readme(table)
+        return 0
+    if options.step is not None:
+        return run_step(options.step, known)
+    list_steps(known)
+    return 0
+
+
+def main(argv=None):
+    """The command; returns the exit status."""
+    parser = make_parser("ladder", __doc__)
+    parser.add_argument(
+        "step",
+        nargs="?",
+        help="The step to run, by its name or number. Without it, all are listed.",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="Run all steps, and print README's table."
+    )
+    parser.add_argument(
+        "--readme", action="store_true", help="Do the same, and put it into README.md."
+    )
+    return run_command("ladder", climb, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,31 @@
-"""Four pictures of a small GPT: how it learns, where it looks, which tokens it holds to be alike,
-and what temperature does to what it writes. They need matplotlib:
+"""Draw four pictures of a small GPT, from its loss to its samples.
+
+They need matplotlib:
 
     python -m pip install matplotlib
-    python examples/pictures.py                             # the bundled names -> pictures/*.png
-    python examples/pictures.py poems.txt --out poems       # your own text, a document a line
-    python examples/pictures.py --model DIR                 # a model kept by --save: no training
+    python examples/pictures.py                     # of the bundled names, in pictures/
+    python examples/pictures.py poems.txt --out poems   # your text, one document a line
+    python examples/pictures.py --model DIR         # a model that --save has kept
 
-loss.png          the training loss of every step and its running mean, the held-out loss along the
-                  way, and for scale the losses of models that only count (`baselines`).
-attention.png     what each token of a document looks at, in every head of every block. The document
-                  is a held-out one of about 8 characters, unless --text gives another.
-embedding.png     the tokens' embeddings, n_embd numbers each, seen from where they differ most:
-                  along their first two principal components.
-temperature.png   for temperatures from 0 to 2 the share of samples that differ from one another,
-                  and that are new; how likely the model itself finds them; and some of them.
+loss.png          The training loss of every step and its running mean, the held-out
+                  loss along the way, and for scale the losses of models that only count
+                  (`baselines`).
+attention.png     What each token of a document looks at, in every head of every block.
+                  The document is a held-out one of about 8 characters, unless --text
+                  gives another.
+embedding.png     The tokens' embeddings, n_embd numbers each, along the two directions
+                  in which they differ most: their first two principal components.
+temperature.png   For temperatures from 0 to 2: which share of the samples differ from
+                  one another, and which share are new; how likely the model itself
+                  finds them; and some of them.
 
-Without --model it trains a model of two blocks, which takes about two minutes; with --steps 3000
-it takes five, and there is more to be seen. With --model there is no loss.png, and FILE, or the
-bundled names, stands in for the training text and for the held-out one. Chance follows from --seed,
-so the same command gives the same numbers; it prints those of the curves.
+Without --model it trains a model of two blocks. That takes about two minutes; with
+--steps 3000 it takes five, and there is more to be seen. With --model there is no
+loss.png, and FILE, or the bundled names, serves both as the training text and as the
+held-out text. All that is random follows from --seed, so the same command gives the
+same numbers. It prints those of the curves.
 """
 
-import argparse
 import io
 import math
 import os
@@ -31,26 +35,26 @@ import unicodedata
 from collections import namedtuple
 from itertools import permutations
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+from _common import make_parser, run_command
+from tracing import TracedGPT
 
-import microgpt  # noqa: E402
+import microgpt
+from microgpt import END
 
-END = "<|endoftext|>"
 SHAPE = {"n_layer": 2, "n_head": 4, "n_embd": 16}
 TEMPERATURES = [i / 4 for i in range(9)]
 
-# The colours are told apart by the colour-blind too: Okabe and Ito 2008, "Color Universal Design".
-BLUE, RED, GREEN, INK, GREY, PALE = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#222222",
-    "#777777",
-    "#EEEEEE",
-)
-STYLE = {  # 8 inches are 800 pixels in a README, and twice as many in the file
-    "savefig.dpi": 200,
+# People who are colour-blind can tell these colours apart, too.
+# Source: Okabe and Ito 2008, "Color Universal Design".
+BLUE = "#0072B2"
+RED = "#D55E00"
+GREEN = "#009E73"
+INK = "#222222"
+GREY = "#777777"
+PALE = "#EEEEEE"
+COLOURS = {"vowels": RED, "consonants": BLUE, "other tokens": GREY, END: GREEN}
+STYLE = {
+    "savefig.dpi": 200,  # 8 inches are 800 pixels in a README, twice as many in a file
     "font.size": 9,
     "axes.titlesize": 11,
     "figure.titlesize": 11,
@@ -65,121 +69,121 @@ STYLE = {  # 8 inches are 800 pixels in a README, and twice as many in the file
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "text.color": INK,
-    "text.parse_math": False,
-}  # a $ is a $
+    "text.parse_math": False,  # a $ is a $
+}
 
-# Of the samples, the share of different ones, and of different ones that are not training
-# documents; the mean loss of their tokens, by the model itself.
+# What is written at one temperature. `different` is the share of different samples,
+# `new` the share of different ones that are not training documents, and `loss` the mean
+# loss of all their tokens, by the model itself.
 Variety = namedtuple("Variety", "temperature samples different new loss")
 
 
-# --- Numbers -------------------------------------------------------------------------------------
+# --- Numbers --------------------------------------------------------------------------
 
 
 def learn(trainer):
-    """Train to the end -> (losses of all steps, held-out ones [(step, loss), ...], baselines)."""
-    losses, held_out = [], []
+    """Train to the end -> (losses, held-out losses [(step, loss), ...], baselines)."""
+    losses = []
+    held_out = []
     for step in trainer:
         losses.append(step.loss)
         if step.val_loss is not None:
             held_out.append((step.step, step.val_loss))
-            print(
-                f"step {step.step:,}/{trainer.config.steps:,}  held out {step.val_loss:.3f}",
-                flush=True,
-            )
-    measured = trainer.val_windows[:500]  # by `evaluate`: so by the baselines, too
+            progress = f"step {step.step:,}/{trainer.config.steps:,}"
+            print(f"{progress}  held out {step.val_loss:.3f}", flush=True)
+    measured = trainer.val_windows[:500]  # those that `evaluate` measures
     vocab_size = trainer.model.config.vocab_size
     return losses, held_out, microgpt.baselines(trainer.windows, measured, vocab_size)
 
 
 def running_mean(losses, n):
     """The mean of each loss and the n - 1 before it, or of as many as there are."""
-    parts = (losses[max(0, i + 1 - n) : i + 1] for i in range(len(losses)))
-    return [sum(part) / len(part) for part in parts]
+    means = []
+    for i in range(len(losses)):
+        means.append(microgpt.mean(losses[max(0, i + 1 - n) : i + 1]))
+    return means
 
 
 def attention_maps(model, tokenizer, text):
     """-> (the tokens of a text's first window, for each block its heads' weights)."""
-    window = microgpt.windows(text, tokenizer, model.config.block_size)[0][:-1]
-    trace = {}
-    model(window, trace=trace)
-    return (
-        [tokenizer.decode([token]) for token in window],
-        [trace[f"h.{i}.attn"] for i in range(model.config.n_layer)],
-    )
+    window = microgpt.cut_windows(text, tokenizer, model.config.block_size)[0][:-1]
+    traced = TracedGPT(model)
+    traced(window)
+    blocks = [traced.trace[f"h.{i}.attn"] for i in range(model.config.n_layer)]
+    return [tokenizer.decode([token]) for token in window], blocks
 
 
 def principal_components(rows, k=2):
-    """-> (where each row lies on the k axes of most variance, the shares of variance on these)."""
+    """The k directions in which rows differ most, at right angles to each other.
+
+    -> (where each row lies along them, the share of the variance along each)
+    """
     import numpy  # matplotlib has brought it
 
     rows = numpy.array(rows) - numpy.mean(rows, axis=0)
-    u, s, _ = numpy.linalg.svd(numpy.pad(rows, ((0, k), (0, k))), full_matrices=False)
+    padded = numpy.pad(rows, ((0, k), (0, k)))  # there may be fewer rows, or numbers
+    u, s, _ = numpy.linalg.svd(padded, full_matrices=False)
     points = (u * s)[:-k, :k]
-    farthest = points[
-        abs(points).argmax(axis=0), range(k)
-    ]  # an axis has no sign of its own:
-    points = points * numpy.where(
-        farthest < 0, -1, 1
-    )  # let its farthest row be at plus
-    return points.tolist(), (s[:k] ** 2 / (sum(s**2) or 1)).tolist()
+    # A direction has no sign of its own. Let its farthest row be on the positive side.
+    farthest = points[abs(points).argmax(axis=0), range(k)]
+    points = points * numpy.where(farthest < 0, -1, 1)
+    variance = s**2
+    shares = variance[:k] / (sum(variance) or 1)
+    return points.tolist(), shares.tolist()
 
 
 def variety(model, tokenizer, temperatures, n, seed, training_documents):
-    """Write n samples at each temperature, each time from the same seed -> [Variety, ...]."""
-    found, known = [], set(training_documents)
+    """Write n samples at each temperature, from the same seed -> [Variety, ...]."""
+    known = set(training_documents)
+    found = []
     for temperature in temperatures:
         rng = random.Random(seed)
-        samples = [
-            microgpt.generate(model, tokenizer, temperature=temperature, seed=rng)
-            for _ in range(n)
-        ]
-        found.append(
-            Variety(
-                temperature,
-                samples,
-                len(set(samples)) / n,
-                len(set(samples) - known) / n,
-                mean_loss(model, tokenizer, samples),
-            )
-        )
+        samples = []
+        for _ in range(n):
+            options = {"temperature": temperature, "seed": rng}
+            samples.append(microgpt.generate(model, tokenizer, **options))
+        different = set(samples)
+        share = len(different) / n
+        share_new = len(different - known) / n
+        loss = mean_loss(model, tokenizer, samples)
+        found.append(Variety(temperature, samples, share, share_new, loss))
     return found
 
 
 def mean_loss(model, tokenizer, documents):
     """The mean loss of the documents' tokens."""
-    windows = [
-        window
-        for document in documents
-        for window in microgpt.windows(document, tokenizer, model.config.block_size)
-    ]
+    windows = []
+    for document in documents:
+        windows += microgpt.cut_windows(document, tokenizer, model.config.block_size)
     return microgpt.evaluate(model, windows, most=len(windows))
 
 
 def spread(points, gap):
-    """Push points apart until all are (nearly) a gap or more from one another: labels need room."""
+    """Push points apart until all are (nearly) a gap or more from one another.
+
+    Labels need this room. All points move at once, and so they keep their order.
+    """
     for _ in range(100):
-        pushed = [
-            list(point) for point in points
-        ]  # all at once: so they keep their order
+        pushed = [list(point) for point in points]
         for (i, a), (j, b) in permutations(enumerate(points), 2):
             distance = math.dist(a, b)
             if distance < gap:
-                away = (
-                    [(x - y) / distance for x, y in zip(a, b)]
-                    if distance
-                    else [1.0] * len(a)
-                )
-                side = 1 if distance or i > j else -1
-                pushed[i] = [
-                    x + side * (gap - distance) / 3 * y for x, y in zip(pushed[i], away)
-                ]
+                for axis, step in enumerate(direction(a, b, i > j)):
+                    pushed[i][axis] += (gap - distance) / 3 * step
         points = pushed
     return points
 
 
+def direction(a, b, is_first):
+    """The direction from point b to point a. If they are one, the order decides."""
+    distance = math.dist(a, b)
+    if distance == 0:
+        return [1.0 if is_first else -1.0] * len(a)
+    return [(x - y) / distance for x, y in zip(a, b)]
+
+
 def kind(token):
-    """Which colour a token has in the embedding."""
+    """What kind of token it is; each has its colour in the embedding."""
     if token == END:
         return END
     if len(token) > 1 or not token.isalpha():
@@ -188,7 +192,7 @@ def kind(token):
     return "vowels" if letter in "aeiou" else "consonants"
 
 
-# --- Drawing -------------------------------------------------------------------------------------
+# --- Drawing --------------------------------------------------------------------------
 
 
 def plain(token):
@@ -198,17 +202,21 @@ def plain(token):
 
 
 def new_figure(width, height):
-    """A figure that needs no display: without pyplot it is drawn by Agg, straight into a file."""
+    """A figure that needs no display: it is drawn straight to a file."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def label_ends(axes, lines, labels):
-    """Write [(height, text, colour), ...] to the right of axes that are `lines` lines high."""
+    """Write labels, [(height, text, colour), ...], to the right of axes.
+
+    The axes are as high as so many lines of text.
+    """
     low, high = axes.get_ylim()
-    heights = spread([(height,) for height, _, _ in labels], (high - low) / lines)
-    for (height,), (_, text, colour) in zip(heights, labels):
+    heights = [(height,) for height, _, _ in labels]
+    places = spread(heights, (high - low) / lines)
+    for (height,), (_, text, colour) in zip(places, labels):
         axes.annotate(
             text,
             (1, height),
@@ -222,63 +230,42 @@ def label_ends(axes, lines, labels):
 
 def draw_loss(losses, held_out, scale):
     """The losses over the steps, and the levels of models that only count."""
-    figure, n = new_figure(8, 4.5), max(1, len(losses) // 25)
-    axes, steps, mean = (
-        figure.subplots(),
-        range(1, len(losses) + 1),
-        running_mean(losses, n),
-    )
+    n = max(1, len(losses) // 25)
+    mean = running_mean(losses, n)
+    steps = range(1, len(losses) + 1)
+    figure = new_figure(8, 4.5)
+    axes = figure.subplots()
     axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=0.4)
     for loss in scale.values():
         axes.axhline(loss, color=GREY, linewidth=0.8, linestyle="--")
     axes.plot(steps, mean, color=BLUE, linewidth=1.8)
-    axes.plot(
-        *zip(*held_out),
-        color=RED,
-        linewidth=1.2,
-        marker="o",
-        markersize=4,
-        clip_on=False,
-    )
+    dots = {"marker": "o", "markersize": 4, "clip_on": False}
+    axes.plot(*zip(*held_out), color=RED, linewidth=1.2, **dots)
     axes.set(title="Loss, in nats a token", xlabel="step", xlim=(0, len(losses)))
-    label_ends(
-        axes,
-        20,
-        [(loss, f"{loss:.2f}  {name}", GREY) for name, loss in scale.items()]
-        + [
-            (mean[-1], f"{mean[-1]:.2f}  training, mean of {n} steps", BLUE),
-            (held_out[-1][1], f"{held_out[-1][1]:.2f}  held out", RED),
-        ],
-    )
+    labels = [(loss, f"{loss:.2f}  {name}", GREY) for name, loss in scale.items()]
+    last = mean[-1]
+    labels.append((last, f"{last:.2f}  training, mean of {n} steps", BLUE))
+    last = held_out[-1][1]
+    labels.append((last, f"{last:.2f}  held out", RED))
+    label_ends(axes, 20, labels)
     return figure
 
 
 def draw_attention(tokens, blocks):
-    """A map for each head: a row for each token that looks, a column for each that it looks at."""
+    """A map for each head: a row for each token that looks, a column for each seen."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    n, columns = len(tokens), len(blocks[0])
-    size = max(1.6, 8 / max(4, columns))
-    figure = new_figure(max(6, size * columns), (size + 0.2) * len(blocks) + 0.4)
+    n_heads = len(blocks[0])
+    size = max(1.6, 8 / max(4, n_heads))
+    figure = new_figure(max(6, size * n_heads), (size + 0.2) * len(blocks) + 0.4)
     shades = LinearSegmentedColormap.from_list("shades", ["white", BLUE, "#00263D"])
-    labels, small = [plain(token) for token in tokens], min(8.5, 80 / n)
-    turned = 90 if max(map(len, labels)) > 3 else 0
-    for i, axes in enumerate(figure.subplots(len(blocks), columns, squeeze=False).flat):
-        weights = blocks[i // columns][i % columns]
-        axes.set_facecolor(PALE)  # what no token sees, as nan is not drawn
-        axes.imshow(
-            [row + [math.nan] * (n - len(row)) for row in weights],
-            shades,
-            vmin=0,
-            vmax=1,
-        )
-        axes.set_title(
-            f"block {i // columns}, head {i % columns}", fontsize=9, pad=4, loc="center"
-        )
-        axes.set_xticks(range(n), labels, fontsize=small, rotation=turned)
-        axes.set_yticks(range(n), labels, fontsize=small)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+    maps = figure.subplots(len(blocks), n_heads, squeeze=False)
+    for block, heads in enumerate(blocks):
+        for head, weights in enumerate(heads):
+            axes = maps[block][head]
+            draw_head(axes, [plain(token) for token in tokens], weights, shades)
+            title = f"block {block}, head {head}"
+            axes.set_title(title, fontsize=9, pad=4, loc="center")
     figure.suptitle(
         "Attention: what each token (a row) looks at, from white, 0, to dark, 1",
         x=0.01,
@@ -287,44 +274,48 @@ def draw_attention(tokens, blocks):
     return figure
 
 
+def draw_head(axes, labels, weights, shades):
+    """The map of one head."""
+    n = len(labels)
+    unseen = [math.nan]  # is not drawn, so that the background shows
+    square = [row + unseen * (n - len(row)) for row in weights]
+    axes.set_facecolor(PALE)
+    axes.imshow(square, shades, vmin=0, vmax=1)
+    size = min(8.5, 80 / n)
+    turned = 90 if max(map(len, labels)) > 3 else 0
+    axes.set_xticks(range(n), labels, fontsize=size, rotation=turned)
+    axes.set_yticks(range(n), labels, fontsize=size)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
 def draw_embedding(tokens, points, shares, most=200):
-    """Each token that can be read, or about `most` of many, at its place, or beside it where it
-    would cover another."""
+    """Each token at its place, or beside it where it would cover another.
+
+    Tokens that cannot be read are left out; of many, about `most` are drawn.
+    """
     figure = new_figure(8, 4.2)
-    axes, colours = (
-        figure.subplots(),
-        {"vowels": RED, "consonants": BLUE, "other tokens": GREY, END: GREEN},
-    )
-    axes.scatter(*zip(*points), s=0)  # invisible: it sets the limits
-    widths = [max(column) - min(column) for column in zip(*points)]
-    shown = [
-        i
-        for i, token in enumerate(tokens)
-        if token.isprintable() and "\ufffd" not in token
-    ]
-    shown = shown[
-        :: -math.ceil(len(shown) / most)
-    ]  # backwards: the last is <|endoftext|>
-    places = spread([points[i] for i in shown], max(widths[0] / 45, widths[1] / 22))
-    for place, token in zip(places, map(tokens.__getitem__, shown)):
+    axes = figure.subplots()
+    axes.scatter(*zip(*points), s=0)  # invisible, but it sets the limits
+    shown = []
+    for i, token in enumerate(tokens):
+        if token.isprintable() and "\ufffd" not in token:
+            shown.append(i)
+    every = math.ceil(len(shown) / most)
+    shown = shown[::-every]  # from the end, because the last is <|endoftext|>
+    width, height = [max(column) - min(column) for column in zip(*points)]
+    places = spread([points[i] for i in shown], max(width / 45, height / 22))
+    for place, i in zip(places, shown):
+        token = tokens[i]
         axes.text(
             *place,
             END if token == END else plain(token),
             ha="center",
             va="center",
-            color=colours[kind(token)],
+            color=COLOURS[kind(token)],
             size=12 if len(token) < 2 else 9,
         )
-    for i, name in enumerate(sorted(set(map(kind, tokens)) - {END})):
-        axes.annotate(
-            name,
-            (1, 1),
-            (-80 * i, 10),
-            xycoords="axes fraction",
-            ha="right",
-            textcoords="offset points",
-            color=colours[name],
-        )
+    name_kinds(axes, tokens)
     axes.set(
         title="Token embeddings, along their first two principal components",
         xticks=[],
@@ -337,23 +328,33 @@ def draw_embedding(tokens, points, shares, most=200):
     return figure
 
 
-def draw_temperature(found, own, whose, n_examples=3):
-    """Variety and loss over the temperature, and some samples; `own` is the loss of real text."""
-    figure = new_figure(8, 5.2)
-    x, (top, bottom) = [v.temperature for v in found], figure.subplots(2, sharex=True)
-    for axes, name, colour in (
-        (top, "different", BLUE),
-        (top, "new", RED),
-        (bottom, "loss", BLUE),
-    ):
-        axes.plot(
-            x,
-            [getattr(v, name) for v in found],
-            color=colour,
-            marker="o",
-            markersize=4,
-            clip_on=False,
+def name_kinds(axes, tokens):
+    """Name the kinds of tokens above the embedding, each in its colour."""
+    kinds = {kind(token) for token in tokens} - {END}
+    for i, name in enumerate(sorted(kinds)):
+        axes.annotate(
+            name,
+            (1, 1),
+            (-80 * i, 10),
+            xycoords="axes fraction",
+            ha="right",
+            textcoords="offset points",
+            color=COLOURS[name],
         )
+
+
+def draw_temperature(found, own, whose):
+    """Variety and loss over the temperature, and some samples.
+
+    `own` is the loss of real text, and `whose` says which text that is.
+    """
+    figure = new_figure(8, 5.2)
+    top, bottom = figure.subplots(2, sharex=True)
+    x = [v.temperature for v in found]
+    dots = {"marker": "o", "markersize": 4, "clip_on": False}
+    top.plot(x, [v.different for v in found], color=BLUE, **dots)
+    top.plot(x, [v.new for v in found], color=RED, **dots)
+    bottom.plot(x, [v.loss for v in found], color=BLUE, **dots)
     bottom.axhline(own, color=GREY, linewidth=0.8, linestyle="--")
     top.set(
         title=f"Share of {len(found[0].samples)} samples",
@@ -368,15 +369,16 @@ def draw_temperature(found, own, whose, n_examples=3):
         xticklabels=[f"{t:g}" for t in x],
         xlim=(x[0] - 0.1, x[-1] + 0.1),
     )
-    label_ends(
-        top,
-        9,
-        [
-            (found[-1].new, "different and new", RED),
-            (found[-1].different, "different", BLUE),
-        ],
-    )
-    label_ends(bottom, 9, [(found[-1].loss, "samples", BLUE), (own, whose, GREY)])
+    last = found[-1]
+    shares = [(last.new, "different and new", RED), (last.different, "different", BLUE)]
+    label_ends(top, 9, shares)
+    label_ends(bottom, 9, [(last.loss, "samples", BLUE), (own, whose, GREY)])
+    write_samples(bottom, found)
+    return figure
+
+
+def write_samples(axes, found, most=3):
+    """Write some samples below each temperature."""
     below = {
         "xycoords": ("data", "axes fraction"),
         "textcoords": "offset points",
@@ -385,134 +387,141 @@ def draw_temperature(found, own, whose, n_examples=3):
         "annotation_clip": False,
     }
     for v in found:
-        texts = [repr(text)[1:-1] for text in dict.fromkeys(v.samples)][:n_examples]
-        cut = [text if len(text) < 11 else text[:9] + "\u2026" for text in texts]
-        bottom.annotate(
-            "\n".join(cut), (v.temperature, 0), (0, -40), ha="center", **below
-        )
-    bottom.annotate("some samples", (x[-1] + 0.1, 0), (8, -40), color=GREY, **below)
-    return figure
+        lines = []
+        for text in list(dict.fromkeys(v.samples))[:most]:
+            text = repr(text)[1:-1]
+            lines.append(text if len(text) < 11 else text[:9] + "\u2026")
+        place = (v.temperature, 0)
+        axes.annotate("\n".join(lines), place, (0, -40), ha="center", **below)
+    place = (found[-1].temperature + 0.1, 0)
+    axes.annotate("some samples", place, (8, -40), color=GREY, **below)
 
 
-# --- Command -------------------------------------------------------------------------------------
-
-
-def arguments(argv):
-    parser = argparse.ArgumentParser(
-        prog="pictures",
-        description="Four pictures of a small GPT. The top of this script says what they show.",
-    )
-    parser.add_argument(
-        "file",
-        metavar="FILE",
-        nargs="?",
-        help="UTF-8 text, a document a line",
-        default=os.path.join(ROOT, "data", "names.txt"),
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", default="pictures", help="where they go (pictures)"
-    )
-    parser.add_argument("--model", metavar="DIR", help="draw this one, kept by --save")
-    parser.add_argument("--text", help="the document whose attention is drawn")
-    parser.add_argument(
-        "--steps", metavar="N", type=int, default=1000, help="of 8 windows (1000)"
-    )
-    parser.add_argument(
-        "--samples",
-        metavar="N",
-        type=int,
-        default=100,
-        help="at each temperature (100)",
-    )
-    parser.add_argument(
-        "--seed", metavar="N", type=int, default=42, help="decides chance (42)"
-    )
-    return parser.parse_args(argv)
+# --- The command ----------------------------------------------------------------------
 
 
 def new_trainer(documents, steps, seed):
-    """A training that begins: the block holds any name, or 64 characters of longer documents."""
+    """A training that begins. Its block holds any document, up to 64 characters."""
     tokenizer = microgpt.CharTokenizer(documents)
     block_size = min(64, 1 + max(map(len, documents)))
-    config = microgpt.Config(tokenizer.vocab_size, block_size, **SHAPE)
+    shape = microgpt.Config(tokenizer.vocab_size, block_size, **SHAPE)
+    config = microgpt.TrainConfig(
+        steps=steps, batch_size=8, eval_every=max(1, steps // 10), seed=seed
+    )
     return microgpt.Trainer(
-        microgpt.GPT(config, seed=seed),
-        tokenizer,
-        documents,
-        microgpt.TrainConfig(
-            steps=steps, batch_size=8, eval_every=max(1, steps // 10), seed=seed
-        ),
+        microgpt.GPT(shape, seed=seed), tokenizer, documents, config
     )
 
 
-def draw(args, documents, save):
-    """Compute and draw; each picture is saved, by `save(name, figure)`, as soon as it is done."""
-    if args.model:
-        model, tokenizer = (
-            microgpt.GPT.load(args.model),
-            microgpt.load_tokenizer(args.model),
-        )
-        known, others, whose = documents, documents, "the text itself"
+def draw(options, documents, save):
+    """Compute and draw; save(name, figure) is called when a picture is done."""
+    trainer = None
+    known = documents
+    others = documents
+    whose = "the text itself"
+    if options.model:
+        model = microgpt.load_model(options.model)
+        tokenizer = microgpt.load_tokenizer(options.model)
     else:
-        trainer = new_trainer(documents, args.steps, args.seed)
-        model, tokenizer, whose = trainer.model, trainer.tokenizer, "held-out text"
-        known, others = trainer.documents, trainer.val_documents
-    text = args.text or min(others, key=lambda document: abs(len(document) - 8))[:12]
+        trainer = new_trainer(documents, options.steps, options.seed)
+        model = trainer.model
+        tokenizer = trainer.tokenizer
+        known = trainer.documents
+        others = trainer.val_documents
+        whose = "held-out text"
+    text = options.text
+    if not text:
+        text = min(others, key=lambda document: abs(len(document) - 8))[:12]
     tokenizer.encode(text)  # if it cannot be, say so before training
 
-    if not args.model:
-        losses, held_out, scale = learn(trainer)
-        print(
-            "baselines  ",
-            ", ".join(f"{name} {loss:.3f}" for name, loss in scale.items()),
-        )
-        save("loss.png", draw_loss(losses, held_out, scale))
+    if trainer is not None:
+        draw_learning(trainer, save)
     save("attention.png", draw_attention(*attention_maps(model, tokenizer, text)))
     points, shares = principal_components(model.params["wte.weight"])
     print("variance   ", ", ".join(f"{share:.1%}" for share in shares))
     tokens = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
     save("embedding.png", draw_embedding(tokens, points, shares))
-    found = variety(model, tokenizer, TEMPERATURES, args.samples, args.seed, known)
+    found = variety(
+        model, tokenizer, TEMPERATURES, options.samples, options.seed, known
+    )
     for v in found:
         print(
-            f"temperature {v.temperature:.2f}  different {v.different:.2f}  new {v.new:.2f}  "
-            f"loss {v.loss:.3f}"
+            f"temperature {v.temperature:.2f}  different {v.different:.2f}  "
+            f"new {v.new:.2f}  loss {v.loss:.3f}"
         )
     own = mean_loss(model, tokenizer, others[:500])
     save("temperature.png", draw_temperature(found, own, whose))
 
 
-def main(argv=None):
-    args = arguments(argv)
+def draw_learning(trainer, save):
+    """Train, and draw the losses."""
+    losses, held_out, scale = learn(trainer)
+    counted = ", ".join(f"{name} {loss:.3f}" for name, loss in scale.items())
+    print(f"baselines   {counted}")
+    save("loss.png", draw_loss(losses, held_out, scale))
+
+
+def draw_all(options):
+    """Read the text, and draw into the directory."""
     try:
         import matplotlib.style
         from PIL import Image
     except ImportError:
-        print(
-            "pictures: matplotlib is missing: python -m pip install matplotlib",
-            file=sys.stderr,
-        )
-        return 1
+        raise ValueError(
+            "matplotlib is missing: python -m pip install matplotlib"
+        ) from None
 
     def save(name, figure):
-        path, file = os.path.join(args.out, name), io.BytesIO()
+        path = os.path.join(options.out, name)
+        file = io.BytesIO()
         figure.savefig(file)
-        Image.open(file).convert("RGB").quantize(256).save(
-            path, optimize=True
-        )  # a third as big
+        picture = Image.open(file).convert("RGB").quantize(256)  # a third as large
+        picture.save(path, optimize=True)
         print("drawn      ", path, flush=True)
 
-    try:
-        if args.samples < 1:
-            raise ValueError(f"samples is {args.samples}: must be 1 or more")
-        documents = microgpt.load_documents(args.file)
-        os.makedirs(args.out, exist_ok=True)
-        with matplotlib.style.context(["default", STYLE]):
-            draw(args, documents, save)
-    except (OSError, ValueError, ArithmeticError) as error:
-        print(f"pictures: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.samples < 1:
+        raise ValueError(f"samples is {options.samples}: must be 1 or more")
+    path = options.file or microgpt.find_beside("data", "names.txt")
+    documents = microgpt.load_documents(path)
+    os.makedirs(options.out, exist_ok=True)
+    with matplotlib.style.context(["default", STYLE]):
+        draw(options, documents, save)
+
+
+def arguments(argv):
+    """The options on the command line."""
+    parser = make_parser("pictures", __doc__)
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        help="A text file, one document a line (the bundled names).",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="pictures",
+        help="The directory that the pictures go to (pictures).",
+    )
+    parser.add_argument(
+        "--model", metavar="DIR", help="Draw the model that --save has kept there."
+    )
+    parser.add_argument("--text", help="The document whose attention is drawn.")
+    numbers = {
+        "steps": (1000, "How many steps to train, of 8 windows each (1000)."),
+        "samples": (100, "How many samples to write at each temperature (100)."),
+        "seed": (42, "The seed of the random numbers (42)."),
+    }
+    for name, (default, sentence) in numbers.items():
+        parser.add_argument(
+            f"--{name}", metavar="N", type=int, default=default, help=sentence
+        )
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """The command; returns the exit status."""
+    return run_command("pictures", draw_all, arguments(argv))
 
 
 if __name__ == "__main__":

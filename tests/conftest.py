@@ -1,4 +1,4 @@
-"""What several test files share. The models are shared too: tests must not train them."""
+"""What several test files share. Tests must not train the model: it is shared, too."""
 
 import os
 import sys
@@ -23,6 +23,5 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def model(tokenizer):
-    return microgpt.GPT(
-        microgpt.Config(tokenizer.vocab_size, 8, n_layer=2, n_head=2, n_embd=8)
-    )
+    config = microgpt.Config(tokenizer.vocab_size, 8, n_layer=2, n_head=2, n_embd=8)
+    return microgpt.GPT(config)

@@ -1,11 +1,12 @@
-"""Write golden.json: what PyTorch makes of two small GPT-2s, for test_golden.py to compare with.
+"""Write golden.json, what PyTorch makes of two small GPT-2s, for test_golden.py.
 
     pip install torch
     python tests/make_golden.py [golden.json]
 
-This is GPT-2's definition in torch.nn.functional, in float64, and shares no code with microgpt. For
-two shapes, random parameters (gains and biases too) and a few windows it records the logits, the
-loss, all gradients, and the parameters after three steps of torch.optim.AdamW with clipping.
+This is GPT-2's definition in torch.nn.functional, in float64, and shares no code with
+microgpt. For two shapes, random parameters (gains and biases too) and a few windows it
+records the logits, the loss, all gradients, and the parameters after three steps of
+torch.optim.AdamW with clipping.
 """
 
 import json
@@ -50,8 +51,12 @@ OPTIMIZER = {
 
 
 def random_parameters(case):
-    """Parameters under GPT-2's names, weights as [n_out, n_in]; gains are near 1, biases near 0."""
-    width, rng = case["n_embd"], torch.Generator().manual_seed(case["seed"])
+    """Parameters under GPT-2's names: gains near 1, biases near 0.
+
+    Weights are [n_out, n_in].
+    """
+    width = case["n_embd"]
+    rng = torch.Generator().manual_seed(case["seed"])
     shapes = {
         "wte.weight": [case["vocab_size"], width],
         "wpe.weight": [case["block_size"], width],
@@ -78,49 +83,83 @@ def random_parameters(case):
 
 def forward(case, params, tokens):
     """The logits of GPT-2 for one document's tokens."""
-    width, heads, n = case["n_embd"], case["n_head"], len(tokens)
+    width = case["n_embd"]
+    heads = case["n_head"]
+    n = len(tokens)
 
     def norm(x, name):
         """The layer norm of this name."""
-        return F.layer_norm(
-            x, [width], params[name + ".weight"], params[name + ".bias"], 1e-5
-        )
+        gain = params[f"{name}.weight"]
+        bias = params[f"{name}.bias"]
+        return F.layer_norm(x, [width], gain, bias, 1e-5)
 
     def linear(x, name):
         """The linear layer of this name."""
-        return F.linear(x, params[name + ".weight"], params[name + ".bias"])
+        return F.linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
 
-    x = (
-        F.embedding(torch.tensor(tokens), params["wte.weight"])
-        + params["wpe.weight"][:n]
-    )
+    def by_head(x):
+        """[T, C] -> [n_head, T, C / n_head]"""
+        return x.view(n, heads, width // heads).transpose(0, 1)
+
+    x = F.embedding(torch.tensor(tokens), params["wte.weight"])
+    x = x + params["wpe.weight"][:n]
     for layer in range(case["n_layer"]):
-        h = f"h.{layer}."
-        q, k, v = linear(norm(x, h + "ln_1"), h + "attn.c_attn").split(width, dim=1)
-        q, k, v = (
-            part.view(n, heads, width // heads).transpose(0, 1) for part in (q, k, v)
-        )
-        gathered = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + linear(gathered.transpose(0, 1).reshape(n, width), h + "attn.c_proj")
-        hidden = F.gelu(linear(norm(x, h + "ln_2"), h + "mlp.c_fc"), approximate="tanh")
-        x = x + linear(hidden, h + "mlp.c_proj")
+        h = f"h.{layer}"
+        y = linear(norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn")
+        q, k, v = map(by_head, y.split(width, dim=1))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = y.transpose(0, 1).reshape(n, width)
+        x = x + linear(y, f"{h}.attn.c_proj")
+        y = linear(norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc")
+        y = F.gelu(y, approximate="tanh")
+        x = x + linear(y, f"{h}.mlp.c_proj")
     return norm(x, "ln_f") @ params["wte.weight"].T
 
 
 def logits_and_loss(case, params):
     """All rows of logits, and the mean loss over all predictions of all windows."""
-    logits = torch.cat(
-        [forward(case, params, window[:-1]) for window in case["windows"]]
-    )
-    targets = torch.tensor(
-        [token for window in case["windows"] for token in window[1:]]
-    )
-    return logits, F.cross_entropy(logits, targets)
+    rows = []
+    targets = []
+    for window in case["windows"]:
+        rows.append(forward(case, params, window[:-1]))
+        targets.extend(window[1:])
+    logits = torch.cat(rows)
+    return logits, F.cross_entropy(logits, torch.tensor(targets))
 
 
 def numbers(tensors):
     """A dict of tensors -> a dict of lists."""
     return {name: tensor.tolist() for name, tensor in tensors.items()}
+
+
+def make_optimizer(params):
+    """PyTorch's AdamW, which lets only the weights of linear layers decay."""
+    decayed = []
+    others = []
+    for name, p in params.items():
+        is_linear = ".c_" in name and name.endswith("weight")
+        (decayed if is_linear else others).append(p)
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": OPTIMIZER["weight_decay"]},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=OPTIMIZER["lr"],
+        betas=(OPTIMIZER["beta1"], OPTIMIZER["beta2"]),
+        eps=OPTIMIZER["eps"],
+    )
+
+
+def clip(params, limit):
+    """Shorten the gradients to the limit -> the factor.
+
+    torch's clip_grad_norm_ adds 1e-6 to the norm. Here the limit is met exactly.
+    """
+    norm = torch.cat([p.grad.flatten() for p in params.values()]).norm().item()
+    factor = min(1.0, limit / norm)
+    for p in params.values():
+        p.grad *= factor
+    return factor
 
 
 def solve(case):
@@ -133,52 +172,30 @@ def solve(case):
         "losses": [],
         "factors": [],
     }
-    decayed = [
-        p for name, p in params.items() if ".c_" in name and name.endswith("weight")
-    ]
-    others = [
-        p
-        for name, p in params.items()
-        if not (".c_" in name and name.endswith("weight"))
-    ]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": OPTIMIZER["weight_decay"]},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=OPTIMIZER["lr"],
-        betas=(OPTIMIZER["beta1"], OPTIMIZER["beta2"]),
-        eps=OPTIMIZER["eps"],
-    )
+    optimizer = make_optimizer(params)
     for step in range(OPTIMIZER["steps"]):
         optimizer.zero_grad()
         logits, loss = logits_and_loss(case, params)
         loss.backward()
         if step == 0:
-            answer.update(
-                logits=logits.tolist(),
-                loss=loss.item(),
-                gradients=numbers({name: p.grad for name, p in params.items()}),
-            )
-        # Not clip_grad_norm_, which adds 1e-6 to the norm: the limit is to be met exactly.
-        norm = torch.cat([p.grad.flatten() for p in params.values()]).norm().item()
-        factor = min(1.0, case["limit"] / norm)
-        for p in params.values():
-            p.grad *= factor
-        optimizer.step()
+            answer["logits"] = logits.tolist()
+            answer["loss"] = loss.item()
+            answer["gradients"] = numbers({name: p.grad for name, p in params.items()})
         answer["losses"].append(loss.item())
-        answer["factors"].append(factor)
+        answer["factors"].append(clip(params, case["limit"]))
+        optimizer.step()
     answer["trained"] = numbers(params)
     return answer
 
 
 def main():
     """Write the file named on the command line, or golden.json beside this script."""
-    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden.json")
-    with open(
-        sys.argv[1] if len(sys.argv) > 1 else beside, "w", encoding="utf-8"
-    ) as file:
-        json.dump([solve(case) for case in CASES], file, separators=(",", ":"))
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden.json")
+    if len(sys.argv) > 1:
+        path = sys.argv[1]
+    answers = [solve(case) for case in CASES]
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(answers, file, separators=(",", ":"))
         file.write("\n")
 
 

@@ -1,6 +1,5 @@
-"""examples/autocomplete.py suggests what lookahead.py finds: typed, piped and refused."""
+"""examples/autocomplete.py suggests what lookahead.py finds, typed and piped."""
 
-import importlib.util
 import math
 import os
 import re
@@ -11,17 +10,14 @@ import time
 
 import pytest
 
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "examples"))
+
+import autocomplete
+
 import microgpt
 
-AUTOCOMPLETE = os.path.join(
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-    "examples",
-    "autocomplete.py",
-)
-spec = importlib.util.spec_from_file_location("autocomplete", AUTOCOMPLETE)
-autocomplete = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(autocomplete)
-
+AUTOCOMPLETE = autocomplete.__file__
+SIGN = "\u23ce"
 NAMES = ["ada", "adam", "bob", "cleo", "cle\u00e9"]
 
 
@@ -45,7 +41,7 @@ def model(tokenizer):
 @pytest.fixture(scope="module")
 def directory(model, tokenizer, tmp_path_factory):
     path = str(tmp_path_factory.mktemp("models") / "names")
-    model.save(path, tokenizer)
+    microgpt.save_model(model, path, tokenizer)
     return path
 
 
@@ -76,9 +72,13 @@ def screen(prompt):
 
 
 def converse(pipe, prompt, model, tokenizer, steps):
-    """Hold a conversation: for each (awaited, keys) type the keys once what is awaited is there: a
-    text on the screen, however wide its gaps, or, in a list, the text of the whole line."""
-    missed, over = [], threading.Event()
+    """Hold a conversation: for each (awaited, keys), type the keys when it is there.
+
+    What is awaited is a text on the screen, however wide its gaps, or, in a list, the
+    text of the whole line.
+    """
+    missed = []
+    over = threading.Event()
 
     def there(awaited):
         if isinstance(awaited, list):
@@ -124,7 +124,7 @@ def run(*args, stdin="", **environment):
     )
 
 
-# --- At a terminal -------------------------------------------------------------------------------
+# --- At a terminal --------------------------------------------------------------------
 
 
 def test_the_completer_gives_the_completions_with_their_probabilities(
@@ -145,7 +145,7 @@ def test_the_completer_gives_the_completions_with_their_probabilities(
             way.replace("<|endoftext|>", "") for way, _ in expected
         ]
         assert [x.display_text for x in given] == [
-            way.replace("<|endoftext|>", autocomplete.end_sign()) for way, _ in expected
+            way.replace("<|endoftext|>", SIGN) for way, _ in expected
         ]
         for x, (_, p) in zip(given, expected):
             assert float(x.display_meta_text.rstrip("%")) == pytest.approx(
@@ -160,7 +160,9 @@ def test_tab_puts_a_suggestion_in_and_enter_judges_the_line(
     ways = found(model, tokenizer, "ad")
     chosen = next(i for i, (way, _) in enumerate(ways) if not way.startswith("<"))
     line = "ad" + ways[chosen][0].replace("<|endoftext|>", "")
-    menu = [f"{autocomplete.visible(way)} {autocomplete.percent(p)}" for way, p in ways]
+    menu = [
+        f"{autocomplete.with_sign(way)} {autocomplete.percent(p)}" for way, p in ways
+    ]
     converse(
         pipe,
         prompt,
@@ -205,12 +207,13 @@ def test_the_bottom_line_shows_the_next_tokens_at_once_and_after_every_key(
         autocomplete.predict(model, tokenizer, "cl", 5),
         re.findall(r"'(.)' (\S+)%", lines["cl"]),
     ):
-        assert shown[0] == token.replace("<|endoftext|>", autocomplete.end_sign())
+        assert shown[0] == token.replace("<|endoftext|>", SIGN)
         assert float(shown[1]) == pytest.approx(100 * p, rel=0.005)
 
 
 def test_typing_goes_on_while_the_model_is_at_work(pipe, model, tokenizer, monkeypatch):
-    done, in_time = threading.Event(), []
+    done = threading.Event()
+    in_time = []
     for name, answer in (
         ("suggest", [("m", "m", 0.5)]),
         ("next_tokens", "next: found"),
@@ -248,8 +251,8 @@ def test_unknown_characters_are_named_and_the_line_can_be_mended(
         tokenizer,
         [
             ("> ", "bx"),
-            ("'x' is not among", "\r"),
-            ("'x' is not among", "\x7f"),
+            ("'x' is not one of", "\r"),
+            ("'x' is not one of", "\x7f"),
             (["b"], "ob\r"),
             ([""], "\x04"),
         ],
@@ -289,12 +292,12 @@ def test_without_prompt_toolkit_a_terminal_is_told_how_to_get_it(
     assert "pip install prompt_toolkit" in error and error.count("\n") == 1
 
 
-# --- What it says --------------------------------------------------------------------------------
+# --- What it says ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["", "ada", "cleobobada", "a" * 20])
 def test_a_verdict_is_the_loss_of_the_document(model, tokenizer, text):
-    windows = microgpt.windows(text, tokenizer, 8)
+    windows = microgpt.cut_windows(text, tokenizer, 8)
     n = sum(len(window) - 1 for window in windows)
     loss = model.loss(windows)
     said = re.findall(r"[-\d.]*\d", autocomplete.verdict(model, tokenizer, text))
@@ -308,9 +311,9 @@ def test_a_verdict_is_the_loss_of_the_document(model, tokenizer, text):
 
 
 def test_what_would_disturb_a_terminal_is_not_shown_to_it():
-    sign = autocomplete.end_sign()
-    assert autocomplete.visible("a\x1b[2J\nb<|endoftext|>") == "a?[2J?b" + sign
-    assert autocomplete.visible("<|endoftext|>") == sign
+    shown = autocomplete.with_sign("a\x1b[2J\nb<|endoftext|>")
+    assert shown == r"a\x1b[2J\nb" + SIGN
+    assert autocomplete.with_sign("<|endoftext|>") == SIGN
 
 
 def test_half_a_character_is_not_put_in():
@@ -323,7 +326,7 @@ def test_half_a_character_is_not_put_in():
     assert not any("\ufffd" in text for text, _, _ in ways)
 
 
-# --- Without a terminal --------------------------------------------------------------------------
+# --- Without a terminal ---------------------------------------------------------------
 
 
 @pytest.fixture
@@ -351,7 +354,7 @@ def test_lines_from_a_pipe_get_their_suggestions_as_text(
         assert next(lines) == text
         for way, p in found(model, tokenizer, text, 3, 4):
             share, shown = next(lines).split("%  ")
-            assert shown == text + way.replace("<|endoftext|>", "\u23ce")
+            assert shown == text + way.replace("<|endoftext|>", SIGN)
             assert float(share) == pytest.approx(100 * p, rel=0.005)
     assert list(lines) == [""]
 
@@ -360,7 +363,7 @@ def test_where_the_output_lacks_the_sign_the_end_is_written_out(directory):
     child = run(directory, stdin="bob\n", PYTHONIOENCODING="ascii")
     assert child.returncode == 0 and child.stdout.isascii() and "[end]" in child.stdout
     assert child.stdout == run(directory, stdin="bob\n").stdout.replace(
-        "\u23ce", "[end]"
+        SIGN, "[end]"
     ).replace("\u00e9", "\\xe9")
 
 
@@ -370,7 +373,7 @@ def test_a_line_with_an_unknown_character_is_named_and_the_others_are_answered(
     child = run(directory, "-k", "1", stdin="x\nbob\n")
     assert child.returncode == 1
     assert child.stdout.startswith("bob\n") and child.stdout.count("\n") == 2
-    assert "'x' is not among" in child.stderr and child.stderr.count("\n") == 1
+    assert "'x' is not one of" in child.stderr and child.stderr.count("\n") == 1
 
 
 def test_a_bad_directory_is_one_line(tmp_path, directory):

@@ -1,4 +1,4 @@
-"""examples/benchmark.py prints its whole table, with and without what there is to compare with."""
+"""examples/benchmark.py prints its whole table, whatever there is to compare with."""
 
 import importlib.util
 import os
@@ -89,7 +89,7 @@ class ByteLevelBPETokenizer:
     def add_special_tokens(self, tokens):
         assert list(self.own.vocab)[-len(tokens):] == tokens
     def encode_batch(self, documents):
-        return [SimpleNamespace(ids=self.own.encode(document)) for document in documents]
+        return [SimpleNamespace(ids=self.own.encode(text)) for text in documents]
     def get_vocab(self):
         return dict(self.own.vocab)
     def to_str(self):
@@ -139,7 +139,7 @@ def no_library(tmp_path):
 
 
 def test_table(no_library):
-    """Nothing to compare with: all rows, all numbers above 0 (the import may drown in noise)."""
+    """Without a comparison: all rows, all numbers above 0 (the import may be noise)."""
     rows = table(run("--gpt2", path=no_library))
     assert list(rows) == ROWS + GPT2_ROWS
     assert rows.pop("BPE, library") == "tokenizers not installed"
@@ -157,13 +157,13 @@ def test_table(no_library):
         ("get_vocab = lambda self: {**self.own.vocab, 'new': 300}", "no"),
         ("to_str = lambda self: json.dumps({'model': {'merges': []}})", "no"),
         (
-            "encode_batch = lambda self, batch: [SimpleNamespace(ids=[1]) for _ in batch]",
+            "encode_batch = lambda self, all: [SimpleNamespace(ids=[1]) for _ in all]",
             "no",
         ),
     ],
 )
 def test_library(tmp_path, names, wrong, answer):
-    """With a tokenizers library: rows to compare, and whether vocabulary, merges, ids are equal."""
+    """With a tokenizers library: rows to compare, and whether all is equal."""
     source = FAKE_LIBRARY + "    " + wrong + "\n"
     (tmp_path / "tokenizers.py").write_text(source, encoding="utf-8")
     rows = table(run(names, path=tmp_path))
@@ -182,20 +182,20 @@ def test_library(tmp_path, names, wrong, answer):
 
 
 def test_real_library(names):
-    """What the benchmark asks of the tokenizers library is there, and gives what microgpt gives."""
+    """The real library has what the benchmark asks of it, and gives what ours gives."""
     pytest.importorskip("tokenizers")
     assert table(run(names))["BPE, equal to the library"] == "yes"
 
 
 def test_written_model(tmp_path):
-    """The model that stands for GPT-2 opens, as one of GPT-2's would, and is as random."""
+    """The model that stands for GPT-2 opens as GPT-2 would, and is as random."""
     spec = importlib.util.spec_from_file_location("benchmark", BENCHMARK)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     benchmark.write_gpt2(
         tmp_path, microgpt.Config(50, block_size=8, n_layer=2, n_head=2, n_embd=8)
     )
-    params = microgpt.GPT.load(tmp_path).params
+    params = microgpt.load_model(tmp_path).params
     assert set(params["h.1.ln_2.weight"]) == {1.0}
     assert set(params["h.1.mlp.c_fc.bias"]) == {0.0}
     for name in (
@@ -304,7 +304,8 @@ def test_a_model_in_the_manner_of_nanogpt_takes_its_turns(names, tmp_path):
 NANO = """
 from collections import namedtuple
 import torch
-GPTConfig = namedtuple("GPTConfig", "block_size vocab_size n_layer n_head n_embd dropout bias")
+names = "block_size vocab_size n_layer n_head n_embd dropout bias"
+GPTConfig = namedtuple("GPTConfig", names)
 
 
 class GPT(torch.nn.Module):
@@ -318,7 +319,8 @@ class GPT(torch.nn.Module):
         return torch.optim.AdamW(self.parameters(), lr=learning_rate, betas=betas)
 
     def forward(self, tokens, targets):
-        assert tokens.shape == targets.shape and tokens.shape[1] <= self.config.block_size
+        assert tokens.shape == targets.shape
+        assert tokens.shape[1] <= self.config.block_size
         assert tokens.min() >= 0
         logits = self.table(tokens)
         loss = torch.nn.functional.cross_entropy(

@@ -1,7 +1,7 @@
-"""Chapter 11: whatever happens while a checkpoint is saved, a whole one is there afterwards.
+"""Chapter 15: whatever happens during a save, a whole checkpoint is there afterwards.
 
-What happens here: kill -9, Ctrl-C, a full disk, system calls that fail. What is there afterwards
-has to be one of the states that were saved, in all its five files: the new one or the one before.
+What happens here: kill -9, Ctrl-C, a full disk, system calls that fail. Afterwards, all
+five files must belong to one state that was saved: the new one or the one before.
 """
 
 import builtins
@@ -27,7 +27,10 @@ from microgpt import (
     Config,
     TrainConfig,
     Trainer,
+    load_model,
     load_tokenizer,
+    load_training,
+    save_training,
 )
 
 DOCUMENTS = ["ada", "bob", "abba", "dada", "cab"]
@@ -45,7 +48,7 @@ posix = pytest.mark.skipif(
 )
 
 
-# --- states, and what is in a directory -----------------------------------------------------------
+# --- states, and what is in a directory -----------------------------------------------
 
 
 def trainer_of(kind, shape, steps):
@@ -67,8 +70,10 @@ def trainer_of(kind, shape, steps):
 
 @cache
 def trainers():
-    """Trainings whose states are saved in turn; not to be trained. Some differ in their step alone,
-    some in everything, some in size."""
+    """Trainings whose states are saved in turn. Tests must not train them.
+
+    Some differ only in their step, some in everything, some in size.
+    """
     return [
         trainer_of("", (3, 1, 1, 2), 0),
         trainer_of("", (3, 1, 1, 2), 3),
@@ -93,7 +98,7 @@ def training_state(trainer):
         (
             trainer.step,
             trainer.config,
-            optimizer.steps,
+            optimizer.t,
             optimizer.m,
             optimizer.v,
             trainer.windows,
@@ -122,16 +127,16 @@ def states():
 def found(directory):
     """Which of the states is in the directory, whole: its number."""
     loaded = state(
-        GPT.load(directory),
+        load_model(directory),
         load_tokenizer(directory),
-        Trainer.load(directory, DOCUMENTS),
+        load_training(directory, DOCUMENTS),
     )
     assert loaded in states(), "it is not a state that was saved"
     return states().index(loaded)
 
 
 def save(directory, i):
-    trainers()[i].save(directory)
+    save_training(trainers()[i], directory)
 
 
 def check_next_save(directory, i):
@@ -146,13 +151,16 @@ def test_the_states_can_be_told_apart(tmp_path):
         check_next_save(tmp_path, i)
 
 
-# --- kill -9 --------------------------------------------------------------------------------------
+# --- kill -9 --------------------------------------------------------------------------
 
 
 @contextmanager
 def forked(work):
-    """Run `work(say)` in a forked process, killed in the end; yields a function that kills it now
-    and returns all that it said, one byte at a time, and how it ended."""
+    """Run `work(say)` in a forked process, which is killed in the end.
+
+    This yields a function that kills it now. The function returns all that the process
+    said, one byte at a time, and how it ended.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -183,7 +191,8 @@ def forked(work):
 def test_a_process_killed_at_any_moment_leaves_the_last_state_whole(tmp_path):
     rng = random.Random()
     trainers(), states()  # made once, before the forks
-    present, endings = None, Counter()
+    present = None
+    endings = Counter()
     for _ in range(KILLS):
         order = [rng.randrange(len(trainers())) for _ in range(1000)]
 
@@ -231,8 +240,11 @@ def traced(at_line):
 
 
 def telling_moments(work):
-    """The moments, counted in lines, worth a test: every time that `work` comes to a line, but only
-    the first for those that it comes to often, which write numbers."""
+    """The moments, counted in lines, that are worth a test.
+
+    These are all times that `work` comes to a line. Of lines that it comes to often,
+    which write numbers, only the first time counts.
+    """
     lines = []
     with traced(lambda frame: lines.append((frame.f_code, frame.f_lineno))):
         work()
@@ -251,14 +263,16 @@ def at_moment(moment, act):
 
 @pytest.fixture
 def no_fsync(monkeypatch):
-    """Nobody pulls the plug of the computer here, so that nothing needs to wait for the disk."""
+    """Nobody pulls the plug here, so nothing needs to wait for the disk."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @cache
 def prepared(cut_short):
-    """The files of a directory with state 0, or of one where the save of state 0 was cut short when
-    two of its files were in place."""
+    """The files of a directory with state 0.
+
+    If it is cut short, the save of state 0 has ended when two files were in place.
+    """
 
     def cut(*args):
         replaced.append(args)
@@ -266,7 +280,8 @@ def prepared(cut_short):
             raise KeyboardInterrupt
         replace(*args)
 
-    replaced, replace = [], os.replace
+    replaced = []
+    replace = os.replace
     with tempfile.TemporaryDirectory() as directory:
         save(directory, 1)
         os.replace = cut if cut_short else replace
@@ -333,7 +348,7 @@ def test_ctrl_c_at_any_line_leaves_the_old_or_the_new_state(
     assert endings == sorted(endings) and set(endings) == {0, 2}
 
 
-# --- calls that fail ------------------------------------------------------------------------------
+# --- calls that fail ------------------------------------------------------------------
 
 CALLS = {
     "os": ["replace", "rename", "mkdir", "listdir", "rmdir", "unlink", "fsync"],
@@ -342,10 +357,11 @@ CALLS = {
 
 
 class Writer:
-    """A file whose calls go through `call`, and whose writes write half before they fail."""
+    """A file whose calls go through `call`. A write that fails has written half."""
 
     def __init__(self, file, call):
-        self.file, self.call = file, call
+        self.file = file
+        self.call = call
 
     def write(self, data):
         half = len(data) // 2
@@ -375,8 +391,10 @@ class Writer:
 
 
 def with_faults(patch, name, k, error, when):
-    """Make the k-th call of that name fail, before or after it was done. Returns the list that its
-    calls will be in."""
+    """Make the k-th call of that name fail, before or after it was done.
+
+    Returns the list that its calls will be in.
+    """
     calls = []
 
     def call(its_name, function, *args, **options):
@@ -562,14 +580,15 @@ def test_numbers_that_are_none_are_not_saved_and_the_old_state_stays(
         prepare(directory, cut_short)
         for name in ("wte.weight", "h.0.mlp.c_proj.weight", "ln_f.bias"):
             row = tensors[name][-1] if name.endswith("weight") else tensors[name]
-            good, row[-1] = row[-1], number
+            good = row[-1]
+            row[-1] = number
             with pytest.raises(ValueError, match=name):
-                trainer.save(directory)
+                save_training(trainer, directory)
             row[-1] = good
             assert sorted(os.listdir(directory)) == FILES and found(directory) == 0
 
 
-# --- reading while another process writes ---------------------------------------------------------
+# --- reading while another process writes ---------------------------------------------
 
 
 @posix
@@ -577,23 +596,24 @@ def test_a_checkpoint_can_be_read_while_it_is_saved_again_and_again(tmp_path):
     ours = [trainer_of("char", (3, 2, 1, 4), steps) for steps in range(3)]
     known = [state(t.model, t.tokenizer, t) for t in ours]
     models, tokenizers, trainings, _, _ = map(set, zip(*known))
-    ours[0].save(tmp_path)
+    save_training(ours[0], tmp_path)
 
     def work(say):
         while True:
             for trainer in ours:
-                trainer.save(tmp_path)
+                save_training(trainer, tmp_path)
 
     read = refused = 0
     with forked(work) as kill:
         for _ in range(100):
-            model, tokenizer = GPT.load(tmp_path), load_tokenizer(tmp_path)
+            model = load_model(tmp_path)
+            tokenizer = load_tokenizer(tmp_path)
             assert (
                 model_state(model) in models
                 and tokenizer_state(tokenizer) in tokenizers
             )
             try:
-                trainer = Trainer.load(tmp_path, DOCUMENTS)
+                trainer = load_training(tmp_path, DOCUMENTS)
             except ValueError:  # another was saved while the first half was read,
                 refused += 1  # which is told apart from it, and never mixed with it
                 continue

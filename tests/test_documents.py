@@ -1,4 +1,4 @@
-"""Chapter 1: reading documents and holding some out."""
+"""Chapters 1, 12 and 17: reading documents and holding some out."""
 
 import random
 from collections import Counter
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microgpt import load_documents, split_documents
+from microgpt import load_documents, read_documents, split_documents
 
 NAMES = [f"name {i}" for i in range(50)]
 
@@ -61,6 +61,13 @@ def test_other_unicode_separators_stay_inside_a_document(load, separator):
     assert load(f"{document}\ncleo\n".encode()) == [document, "cleo"]
 
 
+def test_the_tutorials_way_to_read_is_that_of_plain_files(tmp_path):
+    path = tmp_path / "documents.txt"
+    text = "  ada \n\n \t\nsøren\nbob"
+    path.write_text(text, encoding="utf-8")
+    assert read_documents(path) == ["  ada ", "søren", "bob"] == load_documents(path)
+
+
 def test_a_byte_order_mark_within_the_text_is_kept(load):
     assert load("ada\n\ufeffbob\n".encode()) == ["ada", "\ufeffbob"]
 
@@ -99,9 +106,8 @@ def test_a_file_without_documents_is_an_error_that_names_it(load, raw):
 def test_a_file_that_is_not_utf8_is_an_error_that_names_byte_and_line(
     load, raw, byte, line
 ):
-    with pytest.raises(
-        ValueError, match=rf"documents\.txt .*byte {byte} in line {line}\b"
-    ):
+    message = rf"documents\.txt .*byte {byte} in line {line}\b"
+    with pytest.raises(ValueError, match=message):
         load(raw)
 
 
@@ -126,13 +132,16 @@ def test_a_split_loses_and_doubles_no_document(documents, fraction, seed):
 def test_a_split_holds_out_the_fraction_but_leaves_a_document_on_either_side(fraction):
     for n in range(2, 120):
         training, held_out = split_documents(range(n), fraction)
-        assert training and held_out and abs(len(held_out) - n * fraction) <= 1
+        assert training
+        assert held_out
+        assert abs(len(held_out) - n * fraction) <= 1
 
 
 @pytest.mark.parametrize("documents", [NAMES, NAMES[:1]])
 def test_fraction_0_holds_out_none(documents):
     training, held_out = split_documents(documents, 0)
-    assert sorted(training) == sorted(documents) and held_out == []
+    assert sorted(training) == sorted(documents)
+    assert held_out == []
 
 
 def test_a_single_document_cannot_be_split():
@@ -149,6 +158,8 @@ def test_a_split_depends_on_the_seed_alone():
 
 
 def test_a_split_leaves_its_argument_and_the_global_generator_alone():
-    documents, state = list(NAMES), random.getstate()
+    documents = list(NAMES)
+    state = random.getstate()
     split_documents(documents, 0.2)
-    assert documents == NAMES and random.getstate() == state
+    assert documents == NAMES
+    assert random.getstate() == state

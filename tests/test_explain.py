@@ -1,6 +1,5 @@
-"""examples/explain.py tells what microgpt.score finds; and `python microgpt.py NAME` runs it."""
+"""examples/explain.py tells what microgpt.score finds; microgpt.py runs it by name."""
 
-import importlib.util
 import math
 import os
 import re
@@ -10,14 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "examples"))
+
+import explain
+
 import microgpt
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-EXPLAIN = os.path.join(ROOT, "examples", "explain.py")
-spec = importlib.util.spec_from_file_location("explain", EXPLAIN)
-explain = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(explain)
-
+EXPLAIN = explain.__file__
 ENV = {name: x for name, x in os.environ.items() if not name.startswith("PYTHON")}
 ENV.pop("NO_COLOR", None)
 ENV["PYTHONIOENCODING"] = "utf-8"
@@ -27,13 +25,13 @@ ROW = re.compile(r"(.{16}) +(\d+) +([\d.]+)% ([█#]*) +([\d.]+)  (.*)")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The directory of a model that has learned a little, so that some tokens are likely."""
+    """The directory of a model that has learned a little: some tokens are likely."""
     tokenizer = microgpt.CharTokenizer(TRAINING)
     model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size, 6, n_head=2, n_embd=8))
     config = microgpt.TrainConfig(steps=60, lr=0.03, val_fraction=0)
     assert len(list(microgpt.Trainer(model, tokenizer, TRAINING, config))) == 60
     directory = str(tmp_path_factory.mktemp("saved"))
-    model.save(directory, tokenizer)
+    microgpt.save_model(model, directory, tokenizer)
     return directory
 
 
@@ -43,7 +41,7 @@ def subwords(tmp_path_factory):
     tokenizer = microgpt.BPETokenizer.train(["the lower", "the slower"], 264)
     model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size, 8, n_head=2, n_embd=8))
     directory = str(tmp_path_factory.mktemp("subwords"))
-    model.save(directory, tokenizer)
+    microgpt.save_model(model, directory, tokenizer)
     return directory
 
 
@@ -75,7 +73,7 @@ def works(run, *args, **env):
 
 def scores(directory, text):
     return microgpt.score(
-        microgpt.GPT.load(directory), microgpt.load_tokenizer(directory), text
+        microgpt.load_model(directory), microgpt.load_tokenizer(directory), text
     )
 
 
@@ -99,7 +97,8 @@ def columns(line):
     "text", ["ada", "", "adaadamadaadam", "clé", "o\n\t\x1b[2J\u202e'\""]
 )
 def test_the_table_has_the_scores_token_by_token(run, saved, text):
-    found, scored = rows(works(run, saved, text)), scores(saved, text)
+    found = rows(works(run, saved, text))
+    scored = scores(saved, text)
     assert len(found) == len(scored) == len(text) + 1
     for (token, id, share, bar, loss, likeliest), x in zip(found, scored):
         assert token.rstrip() == ("end" if x.token == microgpt.END else repr(x.token))
@@ -119,10 +118,8 @@ def test_the_table_has_the_scores_token_by_token(run, saved, text):
 def test_the_columns_stand_under_their_names(run, saved):
     header, *table = works(run, saved, "a\u5929").split("\n")[1:4]
     for line in table:
-        token, share = (
-            re.match(r"('.') +\d+ +[\d.]+%", line),
-            re.search(r"[\d.]+ {2}['e]", line),
-        )
+        token = re.match(r"('.') +\d+ +[\d.]+%", line)
+        share = re.search(r"[\d.]+ {2}['e]", line)
         assert columns(line[: token.end()]) == header.index("probability") + 5
         assert columns(line[: share.start()]) == header.index("loss")
         assert columns(line[: share.end() - 1]) == header.index("likeliest")
@@ -132,8 +129,9 @@ def test_the_columns_stand_under_their_names(run, saved):
 def test_the_mean_is_the_loss_of_the_document_and_the_perplexity_e_to_it(
     run, saved, text
 ):
-    model, tokenizer = microgpt.GPT.load(saved), microgpt.load_tokenizer(saved)
-    pieces = microgpt.windows(text, tokenizer, model.config.block_size)
+    model = microgpt.load_model(saved)
+    tokenizer = microgpt.load_tokenizer(saved)
+    pieces = microgpt.cut_windows(text, tokenizer, model.config.block_size)
     loss = model.loss(pieces)
     said = re.search(
         r"^([\d.]+) nats a token, a perplexity of ([\d.]+)$",
@@ -176,13 +174,15 @@ def test_a_bar_is_plain_where_the_encoding_lacks_the_block(run, saved, encoding,
 
 
 def test_probabilities_that_round_to_0_are_shown_like_any_other(run, tmp_path):
-    """As a training that went astray leaves them: losses of thousands of nats, and a perplexity
-    beyond all floats."""
+    """As a training that went astray leaves them.
+
+    The losses are thousands of nats, and the perplexity is too large for a float.
+    """
     tokenizer = microgpt.CharTokenizer(["ab"])
     model = microgpt.GPT(microgpt.Config(3, 8, n_head=1, n_embd=4))
     model.params["wte.weight"][0] = [1e4, 0.0, 0.0, 0.0]
     model.params["ln_f.bias"][0] = 10.0
-    model.save(tmp_path, tokenizer)
+    microgpt.save_model(model, tmp_path, tokenizer)
     output = works(run, str(tmp_path), "bb", "b")
     assert "perplexity of inf" in output and max(map(len, output.split("\n"))) <= 80
     assert min(float(loss) for *_, loss, _ in rows(output)) > 700
@@ -223,7 +223,8 @@ def test_a_long_text_is_broken_into_lines_in_which_marks_take_no_room():
 def test_bytes_of_one_character_are_rows_of_their_own_and_one_character_in_the_text(
     subwords, text
 ):
-    tokenizer, scored = microgpt.load_tokenizer(subwords), scores(subwords, text)
+    tokenizer = microgpt.load_tokenizer(subwords)
+    scored = scores(subwords, text)
     found = list(explain.pieces(scored, tokenizer))
     assert "".join(piece for piece, _ in found) == text
     assert math.prod(p for _, p in found) == pytest.approx(
@@ -270,7 +271,8 @@ def on_terminal(*args, **env):
     master, slave = pty.openpty()
     child = subprocess.Popen([sys.executable, *args], stdout=slave, env={**ENV, **env})
     os.close(slave)
-    output, more = b"", b"any"
+    output = b""
+    more = b"any"
     while more:
         try:
             more = os.read(master, 10000)
@@ -285,7 +287,8 @@ def on_terminal(*args, **env):
 @pytest.mark.parametrize("words", [[EXPLAIN], [microgpt.__file__, "explain"]])
 def test_on_a_terminal_the_text_has_the_colours_of_its_probabilities(saved, words):
     text = "adaadamclé"
-    found, scored = coloured(on_terminal(*words, saved, text)), scores(saved, text)
+    found = coloured(on_terminal(*words, saved, text))
+    scored = scores(saved, text)
     assert [piece for _, piece in found] == list(text)
     assert [number for number, _ in found] == [
         colour(x.probability) for x in scored[:-1]
@@ -318,8 +321,8 @@ def test_a_pipe_gets_no_colours(run, saved):
     "args, words",
     [
         (["nowhere", "ada"], ["nowhere", "No such file"]),
-        (["DIR", "x"], ["'x' is not among"]),
-        (["DIR", "ada", "\x1bx"], ["'x' is not among"]),
+        (["DIR", "x"], ["'x' is not one of"]),
+        (["DIR", "ada", "\x1bx"], ["'x' is not one of"]),
     ],
 )
 def test_what_cannot_be_is_one_line(run, saved, args, words):
@@ -356,8 +359,10 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(saved, words):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with scripts that must not run, and a copy of microgpt.py with examples beside it,
-    one of which says what it was given and exits with 7."""
+    """A folder with scripts that must not run, and a copy of microgpt.py with examples.
+
+    One of the examples says what it was given, and exits with 7.
+    """
     script = (
         "print('it ran')\n\ndef main(argv):\n    print('ran', argv)\n    return 7\n"
     )
@@ -446,4 +451,4 @@ def test_main_returns_the_status_of_the_example(saved, capsys):
     assert explain.main([saved, "ada"]) == 0
     assert capsys.readouterr().out == output and len(rows(output)) == 4
     assert microgpt.main(["explain", saved, "x"]) == 1
-    assert capsys.readouterr().err.startswith("explain: 'x' is not among")
+    assert capsys.readouterr().err.startswith("explain: 'x' is not one of")

@@ -1,4 +1,4 @@
-"""microgpt agrees with PyTorch: golden.json is what make_golden.py has computed with it."""
+"""microgpt agrees with PyTorch, with which make_golden.py has computed golden.json."""
 
 import copy
 import json
@@ -18,93 +18,100 @@ with open(os.path.join(HERE, "golden.json"), encoding="utf-8") as file:
 every_case = pytest.mark.parametrize(
     "case", GOLDEN, ids=["one window", "several windows"]
 )
-every_engine = pytest.mark.parametrize("engine", ["value", "tensor"])
+every_engine = pytest.mark.parametrize(
+    "engine", [kind() for kind in microgpt.ENGINES.values()], ids=microgpt.ENGINES
+)
 
 
 def model_of(case):
     """A microgpt model with a copy of the case's parameters."""
-    config = microgpt.Config(
-        **{name: case[name] for name in microgpt.Config.__dataclass_fields__}
-    )
-    return microgpt.GPT(config, copy.deepcopy(case["params"]))
+    shape = {name: case[name] for name in microgpt.Config.__dataclass_fields__}
+    params = copy.deepcopy(case["params"])
+    return microgpt.GPT(microgpt.Config(**shape), params)
 
 
 def differences(ours, golden, where="", tolerance=1e-9):
     """What differs between numbers, rows or dicts of them: [(where, ours, golden)]."""
     if isinstance(golden, dict):
         assert list(ours) == list(golden), where
-        return sum(
-            [
-                differences(ours[name], golden[name], f"{where} {name}", tolerance)
-                for name in golden
-            ],
-            [],
-        )
-    if isinstance(golden, list):
+        places = {name: f"{where} {name}" for name in golden}
+    elif isinstance(golden, list):
         assert len(ours) == len(golden), where
-        return sum(
-            [
-                differences(a, b, f"{where}[{i}]", tolerance)
-                for i, (a, b) in enumerate(zip(ours, golden))
-            ],
-            [],
-        )
-    same = math.isclose(ours, golden, rel_tol=tolerance, abs_tol=tolerance)
-    return [] if same else [(where, ours, golden)]
+        places = {i: f"{where}[{i}]" for i in range(len(golden))}
+    elif math.isclose(ours, golden, rel_tol=tolerance, abs_tol=tolerance):
+        return []
+    else:
+        return [(where, ours, golden)]
+    found = []
+    for key, place in places.items():
+        found += differences(ours[key], golden[key], place, tolerance)
+    return found
 
 
 def plain(x):
     """Values, rows of them, or a Tensor -> floats in the same shape."""
-    return [plain(item) for item in x] if isinstance(x, list) else getattr(x, "data", x)
+    x = getattr(x, "data", x)
+    return [plain(part) for part in x] if isinstance(x, list) else x
 
 
 def without_key_biases(params):
-    """Parameters without those that have no effect: a bias of the keys moves all scores alike.
+    """Parameters without those that have no effect.
 
-    Their gradient is 0 but for rounding, which Adam, dividing by eps, makes 10^8 times larger; so
-    they differ in the tenth digit from one machine to the next, PyTorch's too.
+    A bias of the keys moves all scores alike. Its gradient is 0 but for rounding, which
+    Adam, dividing by eps, makes 10^8 times larger. So these differ in the tenth digit
+    from one machine to the next, PyTorch's too.
     """
-    return {
-        name: x[: len(x) // 3] + x[len(x) // 3 * 2 :]
-        if name.endswith("c_attn.bias")
-        else x
-        for name, x in params.items()
-    }
+    others = {}
+    for name, x in params.items():
+        if name.endswith("c_attn.bias"):
+            third = len(x) // 3
+            x = x[:third] + x[2 * third :]
+        others[name] = x
+    return others
 
 
 @every_case
 def test_shapes(case):
     """The parameters have PyTorch's names and shapes."""
-    shapes = {
-        name: (len(x), len(x[0])) if isinstance(x[0], list) else (len(x),)
-        for name, x in case["params"].items()
-    }
+    shapes = {}
+    for name, x in case["params"].items():
+        shapes[name] = (len(x), len(x[0])) if isinstance(x[0], list) else (len(x),)
     assert microgpt.parameter_shapes(model_of(case).config) == shapes
 
 
 @every_case
-@pytest.mark.parametrize("number", [None, microgpt.Value, microgpt.Tensor])
+@pytest.mark.parametrize("number", ["float", *microgpt.ENGINES])
 def test_logits_and_loss(case, number):
     """The logits and the loss are PyTorch's, on floats, Values and Tensors."""
     model = model_of(case)
-    model = model.lift(number) if number else model
-    tokens, positions, _ = microgpt.pack(case["windows"])
-    assert differences(plain(model(tokens, positions)), case["logits"]) == []
-    assert differences(float(model.loss(case["windows"])), case["loss"]) == []
+    params = model.params
+    if number != "float":
+        engine = microgpt.ENGINES[number]()
+        params = {name: engine.convert(x) for name, x in params.items()}
+    logits = []
+    plain_model = microgpt.GPT(model.config, params)
+    for window in case["windows"]:
+        logits += plain(plain_model(window[:-1]))
+    assert differences(logits, case["logits"]) == []
+    packed = microgpt.PackedGPT(model.config, params)
+    for kind_of_model in plain_model, packed:
+        loss = float(kind_of_model.loss(case["windows"]))
+        assert differences(loss, case["loss"]) == []
+    tokens, _ = microgpt.pack(case["windows"])  # packed still knows their lengths
+    assert differences(plain(packed(tokens)), case["logits"]) == []
 
 
 @every_case
 def test_windows_one_by_one(case):
-    """A window's logits are PyTorch's when it is alone, and read token by token with a cache."""
-    model, n = model_of(case), 0
+    """A window's logits are PyTorch's, read at once, or token by token with a cache."""
+    model = model_of(case)
+    n = 0
     for window in case["windows"]:
-        tokens, cache = window[:-1], model.new_cache()
+        tokens = window[:-1]
         golden = case["logits"][n : n + len(tokens)]
         assert differences(model(tokens), golden) == []
-        assert (
-            differences([model([token], cache=cache)[0] for token in tokens], golden)
-            == []
-        )
+        reader = microgpt.CachedGPT(model)
+        assert differences([reader([token])[0] for token in tokens], golden) == []
         n += len(tokens)
     assert differences(microgpt.evaluate(model, case["windows"]), case["loss"]) == []
 
@@ -113,32 +120,49 @@ def test_windows_one_by_one(case):
 @every_engine
 def test_gradients(case, engine):
     """The gradients of all parameters are PyTorch's."""
-    loss, gradients = microgpt.batch_gradients(model_of(case), case["windows"], engine)
+    loss, gradients = engine.gradients(model_of(case), case["windows"])
     assert differences(loss, case["loss"]) == []
     assert differences(gradients, case["gradients"]) == []
 
 
+def step_plainly(optimizer, gradients, lr, factor):
+    """A step of the tutorial's AdamW, with gradients that are shortened beforehand."""
+    shorter = {}
+    for name, x in gradients.items():
+        shorter[name] = microgpt.for_each(factor.__mul__, x)
+    optimizer.step(shorter, lr)
+
+
 @every_case
 @every_engine
-def test_three_steps(case, engine):
+@pytest.mark.parametrize(
+    "kind, take_step",
+    [
+        (microgpt.AdamW, step_plainly),
+        (microgpt.FastAdamW, microgpt.FastAdamW.step),
+    ],
+    ids=["AdamW", "FastAdamW"],
+)
+def test_three_steps(case, engine, kind, take_step):
     """Losses, clipping and parameters are PyTorch's through three steps of AdamW."""
-    model, options = model_of(case), dict(case["optimizer"])
-    lr, steps = options.pop("lr"), options.pop("steps")
-    optimizer, losses, factors = microgpt.AdamW(model.params, **options), [], []
+    model = model_of(case)
+    options = dict(case["optimizer"])
+    lr = options.pop("lr")
+    steps = options.pop("steps")
+    optimizer = kind(model.params, **options)
+    losses = []
+    factors = []
     for _ in range(steps):
-        loss, gradients = microgpt.batch_gradients(model, case["windows"], engine)
+        loss, gradients = engine.gradients(model, case["windows"])
+        factor = microgpt.clip_factor(engine.norm(gradients), case["limit"])
+        take_step(optimizer, gradients, lr, factor)
         losses.append(loss)
-        factors.append(microgpt.clip_factor(gradients, case["limit"]))
-        optimizer.step(gradients, lr, factors[-1])
+        factors.append(factor)
     assert min(factors) < 1  # it really was clipped
     assert differences(losses, case["losses"]) == []
     assert differences(factors, case["factors"]) == []
-    assert (
-        differences(
-            without_key_biases(model.params), without_key_biases(case["trained"])
-        )
-        == []
-    )
+    trained = without_key_biases(model.params)
+    assert differences(trained, without_key_biases(case["trained"])) == []
     assert differences(model.params, case["trained"], tolerance=1e-8) == []
 
 
@@ -152,12 +176,10 @@ def test_golden_is_reproducible(tmp_path):
     """PyTorch, where there is one, writes the golden numbers again."""
     pytest.importorskip("torch")
     path = tmp_path / "golden.json"
-    subprocess.run(
-        [sys.executable, os.path.join(HERE, "make_golden.py"), str(path)], check=True
-    )
-    for again, case in zip(
-        json.loads(path.read_text(encoding="utf-8")), copy.deepcopy(GOLDEN)
-    ):
+    program = os.path.join(HERE, "make_golden.py")
+    subprocess.run([sys.executable, program, str(path)], check=True)
+    answers = json.loads(path.read_text(encoding="utf-8"))
+    for again, case in zip(answers, copy.deepcopy(GOLDEN)):
         assert differences(again["trained"], case["trained"], tolerance=1e-8) == []
         for answer in again, case:
             answer["trained"] = without_key_biases(answer["trained"])

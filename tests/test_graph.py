@@ -1,7 +1,6 @@
-"""examples/graph.py draws the graph that is there, with the derivatives that nudging finds."""
+"""examples/graph.py draws the true graph, with the derivatives that nudging finds."""
 
 import ast
-import importlib.util
 import math
 import os
 import re
@@ -13,16 +12,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "examples"))
+
+import graph
+
 import microgpt
 from microgpt import Value
 
-GRAPH = os.path.join(
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "examples", "graph.py"
-)
-spec = importlib.util.spec_from_file_location("graph", GRAPH)
-graph = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(graph)
-
+GRAPH = graph.__file__
 NODE = re.compile(r'  (n\d+) \[label="((?:[^"\\]|\\.)*)\\ndata (\S+)\\ngrad (\S+)"\];')
 EDGE = re.compile(r'  (n\d+) -> (n\d+) \[label="(\S+)"\];')
 LINE = re.compile(
@@ -55,7 +52,7 @@ inputs = st.fixed_dictionaries(
 
 
 def computed(text, at):
-    """An expression's Value after backward(), and its names; a test's example without one goes."""
+    """An expression's Value after backward(), and its names. If none, try others."""
     try:
         value, names = graph.compute(text, at)
     except ValueError:
@@ -77,7 +74,7 @@ def read_dot(text):
 
 
 def read_tree(text):
-    """A tree -> [(guides, label, note, (data, grad), (local, parent's grad, share)), ...]."""
+    """A tree -> [(guides, label, note, (data, grad), (local, grad, share)), ...]."""
     title, *lines = [line for line in text.split("\n") if line]
     assert title.split() == ["data", "grad", "local", "×", "parent's", "grad"]
     found = [LINE.fullmatch(line).groups() for line in lines]
@@ -94,7 +91,8 @@ def read_tree(text):
 
 
 def reachable(value):
-    found, queue = {}, [value]
+    found = {}
+    queue = [value]
     for node in queue:
         if id(node) not in found:
             found[id(node)] = node
@@ -104,7 +102,8 @@ def reachable(value):
 
 def add_up(edges):
     """[(node, share of its grad), ...] -> their sums, and the sums of their sizes."""
-    sums, sizes = Counter(), Counter()
+    sums = Counter()
+    sizes = Counter()
     for node, share in edges:
         sums[node] += share
         sizes[node] += abs(share)
@@ -124,7 +123,7 @@ def run(*args, **environment):
     )
 
 
-# --- The drawings are true -----------------------------------------------------------------------
+# --- The drawings are true ------------------------------------------------------------
 
 
 @given(expressions, inputs)
@@ -299,7 +298,7 @@ def test_a_tensor_is_refused():
         graph.tree(microgpt.Tensor([1.0, 2.0])[0] * 2.0)
 
 
-# --- How they look -------------------------------------------------------------------------------
+# --- How they look --------------------------------------------------------------------
 
 
 @given(st.floats(allow_nan=False), st.floats(allow_nan=False), st.text(max_size=99))
@@ -347,7 +346,8 @@ def test_without_arguments_it_draws_something_with_a_shared_node():
 
 
 def test_where_the_output_has_no_guides_they_are_drawn_in_ascii():
-    boxed, plain = run(), run(PYTHONIOENCODING="ascii")
+    boxed = run()
+    plain = run(PYTHONIOENCODING="ascii")
     assert not boxed.stdout.isascii() and plain.stdout.isascii()
     assert plain.stdout == boxed.stdout.translate(str.maketrans("│├└×", "||`x"))
     letters = run("\u03b1 * 2", "\u03b1=1", PYTHONIOENCODING="ascii")
@@ -364,7 +364,7 @@ def test_options_may_stand_anywhere(capsys):
         assert capsys.readouterr().out.startswith("digraph {")
 
 
-# --- What it refuses -----------------------------------------------------------------------------
+# --- What it refuses ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
-"""examples/lookahead.py: what may come next, and the likeliest ways to finish a document."""
+"""examples/lookahead.py: the likeliest next tokens, and ways to finish a document."""
 
-import importlib.util
 import math
 import os
 import re
@@ -12,16 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ABC, draws, make, probabilities, tokens_of
 
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "examples"))
+
+import lookahead
+from lookahead import completions, predict
+
 import microgpt
-from microgpt import END, GPT, BPETokenizer, CharTokenizer, Config, generate, score
+from microgpt import (
+    END,
+    GPT,
+    BPETokenizer,
+    CachedGPT,
+    CharTokenizer,
+    Config,
+    generate,
+    save_model,
+    score,
+)
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LOOKAHEAD = os.path.join(ROOT, "examples", "lookahead.py")
-spec = importlib.util.spec_from_file_location("lookahead", LOOKAHEAD)
-lookahead = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(lookahead)
-predict, completions = lookahead.predict, lookahead.completions
-
+LOOKAHEAD = lookahead.__file__
 ENV = {name: x for name, x in os.environ.items() if not name.startswith("PYTHON")}
 AB = CharTokenizer(["ab"])  # where all texts are listed, two letters are enough
 TEXTS = st.text("abc", max_size=20)
@@ -37,7 +45,7 @@ def close(x, rel=1e-9):
 
 @pytest.mark.parametrize("look", [predict, completions])
 def test_an_unknown_character_is_an_error_that_names_it(look):
-    with pytest.raises(ValueError, match="'z' is not among"):
+    with pytest.raises(ValueError, match="'z' is not one of"):
         look(make(), ABC, "abz")
 
 
@@ -92,8 +100,9 @@ def test_predictions_by_hand():
 
 
 def ways(model, tokens, n):
-    """Every way to go on, to the end or for n tokens, by no search at all: [(ids, p), ...]."""
-    found, end = [], model.config.vocab_size - 1
+    """Every way to go on, to the end or for n tokens: [(ids, p), ...]."""
+    found = []
+    end = model.config.vocab_size - 1
     for i, p in enumerate(probabilities(model(tokens[-model.config.block_size :])[-1])):
         if i == end or n == 1:
             found.append(([i], p))
@@ -108,7 +117,7 @@ def exhaustive(model, prompt, n, tokenizer=AB):
 
 
 def check(found, expected, k):
-    """Are these the k likeliest of the expected? Of equally likely ones, any may be left out."""
+    """Are these the k likeliest? Of equally likely ones, any may be left out."""
     assert [p for _, p in found] == close(sorted(expected.values(), reverse=True)[:k])
     assert [p for _, p in found] == sorted((p for _, p in found), reverse=True)
     assert len({text for text, _ in found}) == len(found)
@@ -152,9 +161,12 @@ def test_all_that_is_finished_or_cut_off_has_probability_1(n):
 
 
 def beam_search(model, tokens, n, beam):
-    """All that a beam search comes upon, each step from the start, without a cache or an early
-    end: {ids: p}."""
-    found, followed = {}, {(): 1.0}
+    """All that a beam search comes upon: {ids: p}.
+
+    Each step reads from the start, without a cache, and nothing ends the search early.
+    """
+    found = {}
+    followed = {(): 1.0}
     for length in range(1, n + 1):
         longer = {}
         for ids, p in followed.items():
@@ -192,8 +204,8 @@ def test_of_a_narrow_beam_all_that_ends_anywhere_competes(
 
 
 def test_what_ends_needs_no_place_in_the_beam():
-    # With a 0.5, b 0.3, end 0.2 a beam of 1 follows a, aa, aaa. An end is never the likeliest
-    # token, yet of what was come upon the best are: end 0.2, aaa 0.125, a end 0.1.
+    # With a 0.5, b 0.3, end 0.2, a beam of 1 follows a, aa, aaa. An end is never the
+    # likeliest token. Yet the best of what was found are end 0.2, aaa 0.125, a end 0.1.
     assert completions(draws(0.5, 0.3, 0.0, 0.2), ABC, "", 1, 3, beam=1) == [
         (END, close(0.2))
     ]
@@ -215,10 +227,8 @@ def test_a_wider_beam_finds_what_the_greedy_one_misses():
 @given(st.integers(1, 6), st.integers(0, 6), SEEDS, SHARP)
 def test_whatever_the_beam_what_is_found_has_its_true_probability(k, more, seed, sharp):
     model = make(AB, 4, seed, sharp)
-    found, expected = (
-        completions(model, AB, "ab", k, 4, k + more),
-        exhaustive(model, "ab", 4),
-    )
+    found = completions(model, AB, "ab", k, 4, k + more)
+    expected = exhaustive(model, "ab", 4)
     check(found, {text: expected[text] for text, _ in found}, k)
 
 
@@ -251,49 +261,68 @@ def test_tokens_without_any_probability_are_never_part_of_a_completion():
     assert completions(draws(1.0, 0.0, 0.0, 0.0), ABC, "", 5, 6) == [("aaaaaa", 1.0)]
 
 
-class Watched(GPT):
-    """A model that notes how many tokens it is asked to read, each time."""
+@pytest.fixture
+def reads(monkeypatch):
+    """How many tokens are read at once, each time that any are read."""
+    counts = []
 
-    def __init__(self, other):
-        super().__init__(other.config, other.params)
-        self.read = []
+    class Watched(CachedGPT):
+        def __call__(self, tokens):
+            counts.append(len(tokens))
+            return super().__call__(tokens)
 
-    def __call__(self, tokens, **options):
-        self.read.append(len(tokens))
-        return super().__call__(tokens, **options)
+    monkeypatch.setattr(lookahead, "CachedGPT", Watched)
+    return counts
 
 
-def test_within_the_block_a_token_is_read_once_and_beyond_it_the_last_block_is():
-    model = Watched(draws(0.9999, 0.0001, 0.0, 0.0))  # of 4 tokens
+def test_within_the_block_a_token_is_read_once_and_beyond_it_the_last_block_is(reads):
+    model = draws(0.9999, 0.0001, 0.0, 0.0)  # with a block of 4 tokens
     completions(model, ABC, "a", 1, 6, beam=1)
-    assert model.read == [2, 1, 1, 4, 4, 4]
-    model.read.clear()
+    assert reads == [2, 1, 1, 4, 4, 4]
+    reads.clear()
     completions(model, ABC, "aaaaaaa", 1, 2, beam=1)
-    assert model.read == [4, 4]
+    assert reads == [4, 4]
 
 
 @pytest.mark.parametrize("k, calls", [(1, 1), (2, 3)])
-def test_the_search_stops_when_nothing_that_grows_can_still_win(k, calls):
-    # end 0.9. What grows has at most 0.06: after 1 call the best is known. After 2 more, of "a"
-    # and "b", so is the second: a end 0.054, as nothing that grows has more than 0.06 * 0.06.
-    model = Watched(draws(0.06, 0.04, 0.0, 0.9))
-    found = completions(model, ABC, "", k, max_tokens=50)
+def test_the_search_stops_when_nothing_that_grows_can_still_win(reads, k, calls):
+    # end 0.9. What grows has at most 0.06: after 1 call the best is known. After 2
+    # more, of "a" and "b", so is the second: a end 0.054, as nothing that grows has
+    # more than 0.06 * 0.06.
+    found = completions(draws(0.06, 0.04, 0.0, 0.9), ABC, "", k, max_tokens=50)
     assert found == [(END, close(0.9)), ("a" + END, close(0.054))][:k]
-    assert len(model.read) == calls
+    assert len(reads) == calls
 
 
-def test_the_beam_bounds_the_work():
-    for beam in (1, 2, 5):
-        model = Watched(draws(0.4, 0.3, 0.2999, 0.0001))
-        completions(model, ABC, "", 1, 6, beam)
-        assert 1 < len(model.read) <= 1 + 5 * beam
+@pytest.mark.parametrize("beam", [1, 2, 5])
+def test_the_beam_bounds_the_work(reads, beam):
+    completions(draws(0.4, 0.3, 0.2999, 0.0001), ABC, "", 1, 6, beam)
+    assert 1 < len(reads) <= 1 + 5 * beam
+
+
+@settings(max_examples=30)
+@given(st.text("abc", max_size=9), st.integers(1, 9), SEEDS)
+def test_a_copied_reader_reads_on_by_itself(text, block, seed):
+    """Two readers that were one give what a model gives that reads all at once."""
+    model = make(block_size=block, seed=seed)
+    start = tokens_of(text)[:-1][:block]
+    reader = CachedGPT(model)
+    if len(start) > 1:
+        reader(start[:-1])
+    copy = lookahead.copy_of(reader)
+    for each, token in ((reader, start[-1]), (copy, (start[-1] + 1) % 4)):
+        expected = model(start[:-1] + [token])[-1]
+        assert each([token])[-1] == close(expected)
 
 
 @settings(max_examples=40)
 @given(st.integers(1, 4), st.integers(0, 5), st.integers(1, 8), SEEDS, SHARP)
 def test_to_stop_early_costs_nothing(k, more, n, seed, sharp):
-    """What goes on is never likelier than what it goes on from: so if all the best are finished, a
-    longer search finds the same ones. (Where all are equally likely, other equals.)"""
+    """What goes on is never likelier than what it goes on from.
+
+    So if all the best are finished, a longer search finds the same ones. (Where all are
+    equally likely, it may find others of the same probability.)
+    """
     model = make(seed=seed, sharp=sharp)
     table = model.params["wte.weight"]
     table[ABC.end] = [2 * x for x in table[ABC.end]]  # so that some end soon
@@ -344,7 +373,7 @@ def saved(tmp_path_factory):
     """The directory of a model that knows a, b, é and a wide character."""
     tokenizer = CharTokenizer(["ab\u00e9\u5929"])
     directory = str(tmp_path_factory.mktemp("saved"))
-    make(tokenizer, seed=2).save(directory, tokenizer)
+    save_model(make(tokenizer, seed=2), directory, tokenizer)
     return directory
 
 
@@ -385,7 +414,8 @@ def tables(output):
 def test_the_command_prints_what_the_functions_find(run, saved, args, prompt, k):
     child = run(saved, *args)
     assert (child.returncode, child.stderr) == (0, "")
-    model, tokenizer = GPT.load(saved), microgpt.load_tokenizer(saved)
+    model = microgpt.load_model(saved)
+    tokenizer = microgpt.load_tokenizer(saved)
     expected = [
         predict(model, tokenizer, prompt, k),
         completions(model, tokenizer, prompt, k, beam=max(10, k)),
@@ -405,7 +435,7 @@ def test_its_lines_have_80_columns_at_most_and_only_letters_that_the_output_has(
     tmp_path, run, encoding
 ):
     tokenizer = CharTokenizer(["\u5929\u5730\u4eba", "\x1b\n\t"])
-    make(tokenizer, sharp=3.0).save(tmp_path, tokenizer)
+    save_model(make(tokenizer, sharp=3.0), tmp_path, tokenizer)
     child = run(str(tmp_path), "\u5929\n\x1b", PYTHONIOENCODING=encoding)
     assert (child.returncode, child.stderr) == (0, "")
     lines = child.stdout.split("\n")
@@ -421,7 +451,7 @@ def test_its_lines_have_80_columns_at_most_and_only_letters_that_the_output_has(
     "args, words",
     [
         (["nowhere"], ["nowhere", "No such file"]),
-        (["DIR", "abz"], ["'z' is not among"]),
+        (["DIR", "abz"], ["'z' is not one of"]),
         (["DIR", "-k", "0"], ["k is 0"]),
         (["DIR", "a", "-k", "-3"], ["k is -3"]),
     ],

@@ -1,4 +1,4 @@
-"""Chapter 11 against the safetensors library: each reads what the other writes."""
+"""Chapter 15 and the safetensors library: each reads what the other writes."""
 
 import json
 
@@ -10,7 +10,17 @@ np = pytest.importorskip("numpy")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 import microgpt  # noqa: E402
-from microgpt import GPT, CharTokenizer, Config, TrainConfig, Trainer, parameter_shapes  # noqa: E402
+from microgpt import (  # noqa: E402
+    GPT,
+    CharTokenizer,
+    Config,
+    TrainConfig,
+    Trainer,
+    load_model,
+    parameter_shapes,
+    save_model,
+    save_training,
+)
 
 SHAPES = [(5, 8, 2, 2, 8), (2, 1, 3, 3, 3), (7, 4, 1, 4, 4), (1, 1, 1, 1, 1)]
 DOCUMENTS = ["ab", "ba", "aab"]
@@ -52,8 +62,8 @@ def write_config(directory, config):
 
 
 def loads_as(directory, expected):
-    """GPT.load gives these arrays, in memory's layout, as floats of the same values."""
-    params = GPT.load(directory).params
+    """load_model gives the values of these arrays, as floats, in memory's layout."""
+    params = load_model(directory).params
     assert params.keys() == expected.keys()
     for name, x in expected.items():
         assert equal(in_file(name, params[name]), x.astype(np.float64))
@@ -63,8 +73,9 @@ def loads_as(directory, expected):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_is_saved_is_read_by_the_library(tmp_path, shape):
     model = random_model(shape)
-    model.params["wte.weight"][0][0], model.params["ln_f.bias"][0] = -0.0, 5e-324
-    model.save(tmp_path)
+    model.params["wte.weight"][0][0] = -0.0
+    model.params["ln_f.bias"][0] = 5e-324
+    save_model(model, tmp_path)
     there = load_file(tmp_path / "model.safetensors")
     assert there.keys() == parameter_shapes(model.config).keys()
     for name, x in there.items():
@@ -73,9 +84,9 @@ def test_what_is_saved_is_read_by_the_library(tmp_path, shape):
 
 def test_what_a_large_model_saves_is_read_by_the_library(tmp_path, monkeypatch):
     model = random_model(SHAPES[0])
-    model.save(tmp_path / "wide")
+    save_model(model, tmp_path / "wide")
     monkeypatch.setattr(microgpt, "MOST_PARAMETERS", 10)
-    GPT.load(tmp_path / "wide").save(tmp_path / "narrow")
+    save_model(load_model(tmp_path / "wide"), tmp_path / "narrow")
     there = load_file(tmp_path / "narrow" / "model.safetensors")
     assert there.keys() == model.params.keys()
     for name, x in there.items():
@@ -89,7 +100,7 @@ def test_the_library_accepts_every_file_of_a_training_and_its_metadata(tmp_path,
     trainer = Trainer(model, tokenizer, DOCUMENTS, TrainConfig(steps=4, batch_size=1))
     for _ in range(steps):
         next(trainer)
-    trainer.save(tmp_path)
+    save_training(trainer, tmp_path)
     names = set(parameter_shapes(model.config))
     for file, expected in (
         ("model", names),
@@ -107,7 +118,7 @@ def test_the_library_accepts_every_file_of_a_training_and_its_metadata(tmp_path,
 
 
 def test_the_library_accepts_a_file_without_more_metadata(tmp_path):
-    random_model(SHAPES[0]).save(tmp_path)
+    save_model(random_model(SHAPES[0]), tmp_path)
     with safetensors.safe_open(tmp_path / "model.safetensors", "np") as opened:
         assert opened.metadata() == {"format": "pt"}
 
@@ -137,7 +148,8 @@ def test_what_the_library_writes_is_read(tmp_path, shape, dtype, prefix, metadat
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_extreme_numbers_that_the_library_writes_are_read(tmp_path, dtype):
-    model, info = random_model(SHAPES[0]), np.finfo(dtype)
+    model = random_model(SHAPES[0])
+    info = np.finfo(dtype)
     extremes = [
         -0.0,
         info.smallest_subnormal,
@@ -186,4 +198,4 @@ def test_numbers_that_are_none_are_refused(tmp_path, number, dtype):
     write_config(tmp_path, model.config)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"h\.1\.mlp\.c_fc\.weight"):
-        GPT.load(tmp_path)
+        load_model(tmp_path)

@@ -1,7 +1,8 @@
-"""Chapters 10 and 11 against the tokenizers library: same merges, same ids, same text, same files.
+"""Chapters 14 and 15 and the tokenizers library: same merges, ids, text and files.
 
-Left out are characters that this Python does not know yet: the library's Unicode may be newer, and
-then calls a letter what is no letter here."""
+Characters that this Python does not know yet are left out. The library's Unicode may be
+newer, and may call letters what are none here.
+"""
 
 import json
 import os
@@ -20,6 +21,7 @@ from microgpt import (
     Config,
     load_documents,
     load_tokenizer,
+    save_model,
 )
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -29,7 +31,8 @@ END = "<|endoftext|>"
 LANGUAGES = [
     "The quick brown fox isn't lazy; it's 25½ years old, and they've seen we'll jump.",
     "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich.",
-    "Dès Noël, où un zéphyr haï me vêt de glaçons würmiens, je dîne d’exquis rôtis de bœuf.",
+    "Dès Noël, où un zéphyr haï me vêt de glaçons würmiens, "
+    "je dîne d’exquis rôtis de bœuf.",
     "Съешь же ещё этих мягких французских булок, да выпей чаю.",
     "Ξεσκεπάζω τὴν ψυχοφθόρα βδελυγμία.",
     "いろはにほへと ちりぬるを",
@@ -50,7 +53,8 @@ def known(character):
 
 def rich_pool():
     """Some characters of every category, and those that the pattern is about."""
-    rng, pool = random.Random(0), {}
+    rng = random.Random(0)
+    pool = {}
     for character in filter(known, map(chr, range(sys.maxunicode + 1))):
         pool.setdefault(unicodedata.category(character), []).append(character)
     some = [c for part in pool.values() for c in rng.sample(part, min(len(part), 20))]
@@ -106,15 +110,14 @@ def pair():
 
 def saved(directory, tokenizer):
     """A tokenizer as a model's directory has it, opened by the library."""
-    GPT(Config(tokenizer.vocab_size, 2, n_layer=1, n_head=1, n_embd=1)).save(
-        directory, tokenizer
-    )
+    config = Config(tokenizer.vocab_size, 2, n_layer=1, n_head=1, n_embd=1)
+    save_model(GPT(config), directory, tokenizer)
     return tokenizers.Tokenizer.from_file(os.path.join(directory, "tokenizer.json"))
 
 
-# --- training -------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------
 
-# Ours does not learn from <|endoftext|> in a text; the library, as it is used here, would.
+# Ours does not learn from <|endoftext|> in a text. The library would, as used here.
 
 
 def whole(name):
@@ -156,7 +159,8 @@ def lines(name):
     ],
 )
 def test_the_same_texts_give_the_same_tokens(documents, size):
-    ours, theirs = BPETokenizer.train(documents, size), library(documents, size)
+    ours = BPETokenizer.train(documents, size)
+    theirs = library(documents, size)
     assert ours.merges == merges(theirs)
     assert ours.vocab == theirs.get_vocab()
 
@@ -176,7 +180,8 @@ def test_texts_of_few_characters_give_the_same_tokens(alphabet):
         ]
         documents *= rng.choice([1, 2])
         size = rng.choice([257, 260, 270, 300, 2000])
-        ours, theirs = BPETokenizer.train(documents, size), library(documents, size)
+        ours = BPETokenizer.train(documents, size)
+        theirs = library(documents, size)
         assert (documents, ours.merges) == (documents, merges(theirs))
         assert ours.vocab == theirs.get_vocab()
         other = "".join(rng.choices(alphabet, k=50))
@@ -184,11 +189,12 @@ def test_texts_of_few_characters_give_the_same_tokens(alphabet):
             assert ours.encode(part) == ids(theirs, part)
 
 
-# --- ids and text ---------------------------------------------------------------------------------
+# --- ids and text ---------------------------------------------------------------------
 
 
 def test_every_character_is_of_the_same_kind():
-    # What stands before a character is merged with its first byte if they are in one piece.
+    # A character's first byte is merged with what stands before it, if they are in one
+    # piece.
     before = "a1.' \n"
     plain = library([], 257, end=False).get_vocab()
     bytewise = [token for token, _ in sorted(plain.items(), key=lambda item: item[1])]
@@ -198,7 +204,8 @@ def test_every_character_is_of_the_same_kind():
         for token in bytewise
     ]
     vocab = {token: i for i, token in enumerate([*bytewise, *map("".join, pairs), END])}
-    ours, theirs = BPETokenizer(vocab, pairs), library([], 257)
+    ours = BPETokenizer(vocab, pairs)
+    theirs = library([], 257)
     theirs.model = tokenizers.models.BPE(vocab, pairs)
     # Of a long row of like characters, such as the ideographs, every 16th will do.
     kinds = [
@@ -274,7 +281,7 @@ def test_any_ids_have_the_same_text(pair, numbers):
     assert pair[0].decode(numbers) == text(pair[1], numbers)
 
 
-# --- files ----------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------
 
 SAMPLES = [
     "",
@@ -359,7 +366,8 @@ def rewrite(path, change):
 
 @pytest.mark.parametrize("style", ["pairs", "strings"])
 def test_what_the_library_saves_is_read(tmp_path, pair, style):
-    path, theirs = tmp_path / "tokenizer.json", pair[1]
+    path = tmp_path / "tokenizer.json"
+    theirs = pair[1]
     theirs.save(str(path))
     rewrite(
         path,

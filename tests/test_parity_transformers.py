@@ -1,5 +1,7 @@
-"""Chapter 11 against the transformers library: what we save opens there, what it saves opens here,
-and both compute the same."""
+"""Chapter 15 and the transformers library: each opens what the other saves.
+
+Both then compute the same.
+"""
 
 import copy
 import os
@@ -15,14 +17,18 @@ from microgpt import (
     BPETokenizer,
     CharTokenizer,
     Config,
+    Sampling,
+    TensorEngine,
     TrainConfig,
     Trainer,
-    batch_gradients,
+    cut_windows,
     evaluate,
+    load_model,
     load_tokenizer,
     parameter_shapes,
+    save_model,
+    save_training,
     stream,
-    windows,
 )
 
 torch = pytest.importorskip("torch")
@@ -42,7 +48,6 @@ from transformers import (  # noqa: E402
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-MOST = "MOST_LISTED" if hasattr(microgpt, "MOST_LISTED") else "MOST_PARAMETERS"
 FOUR = transformers.__version__.startswith("4.")
 END = "<|endoftext|>"
 DOCUMENTS = [
@@ -115,7 +120,7 @@ def greedy_there(model, inputs, n, end):
 
 
 def greedy_here(model, ids, n, end):
-    return list(stream(model, ids, max_tokens=n, temperature=0, end=end))
+    return list(stream(model, ids, Sampling(temperature=0), end=end, max_tokens=n))
 
 
 def inputs_of(ids):
@@ -131,7 +136,7 @@ def some_ids(n, vocab_size):
     ).tolist()
 
 
-# --- ours, opened there ---------------------------------------------------------------------------
+# --- ours, opened there ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -140,7 +145,7 @@ def test_our_model_computes_the_same_there(tmp_path, shape, kind):
     tokenizer = TOKENIZERS[kind]
     model = GPT(Config(tokenizer.vocab_size, *shape), seed=1)
     step(model)
-    model.save(tmp_path, tokenizer)
+    save_model(model, tmp_path, tokenizer)
     theirs, info = GPT2LMHeadModel.from_pretrained(
         tmp_path, dtype=torch.float64, output_loading_info=True
     )
@@ -155,14 +160,14 @@ def step(model):
     """One step of training, so that no biases are 0 and no gains 1."""
     size = model.config.vocab_size
     batch = [some_ids(min(n, model.config.block_size + 1), size) for n in (2, 5, 9)]
-    _, gradients = batch_gradients(model, batch)
+    _, gradients = TensorEngine().gradients(model, batch)
     AdamW(model.params).step(gradients, 0.05)
 
 
 def test_every_parameter_there_is_ours(tmp_path):
     model = GPT(Config(7, *SHAPES[2]), seed=2)
     step(model)
-    model.save(tmp_path)
+    save_model(model, tmp_path)
     theirs = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float64)
     found = {name[len("transformer.") :]: x for name, x in theirs.named_parameters()}
     assert found.keys() == parameter_shapes(model.config).keys()
@@ -176,7 +181,7 @@ def test_every_parameter_there_is_ours(tmp_path):
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_our_tokenizer_gives_the_same_ids_and_text_there(tmp_path, kind):
     ours = TOKENIZERS[kind]
-    GPT(Config(ours.vocab_size, *SHAPES[0])).save(tmp_path, ours)
+    save_model(GPT(Config(ours.vocab_size, *SHAPES[0])), tmp_path, ours)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert len(theirs) == ours.vocab_size
     assert theirs.get_vocab() == ours.vocab
@@ -194,7 +199,7 @@ def test_our_tokenizer_gives_the_same_ids_and_text_there(tmp_path, kind):
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_our_end_is_begin_and_end_there(tmp_path, kind):
     ours = TOKENIZERS[kind]
-    GPT(Config(ours.vocab_size, *SHAPES[0])).save(tmp_path, ours)
+    save_model(GPT(Config(ours.vocab_size, *SHAPES[0])), tmp_path, ours)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert type(model) is GPT2LMHeadModel
@@ -211,11 +216,12 @@ def test_our_end_is_begin_and_end_there(tmp_path, kind):
 def test_our_model_writes_the_same_there(tmp_path, kind, seed):
     ours = TOKENIZERS[kind]
     model = GPT(Config(ours.vocab_size, 24, 2, 2, 8), seed=seed)
-    model.save(tmp_path, ours)
+    save_model(model, tmp_path, ours)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float64")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     prompt = f"{END}a l"
-    inputs, ids = tokenizer(prompt, return_tensors="pt"), ours.encode(prompt)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    ids = ours.encode(prompt)
     assert inputs["input_ids"].tolist() == [ids]
     n = 24 - len(ids)
     written = greedy_here(model, ids, n, ours.end)
@@ -234,14 +240,15 @@ def test_our_trained_model_has_the_same_loss_there_and_writes_the_same(tmp_path)
     )
     losses = [step.loss for step in trainer]
     assert losses[-1] < 0.5 * losses[0]
-    trainer.save(tmp_path)  # what is only for us is not in the way there
+    save_training(trainer, tmp_path)  # what is only for us is not in the way there
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     for document in documents:
-        (window,) = windows(document, ours, 20)
+        (window,) = cut_windows(document, ours, 20)
         ids = tokenizer(END + document + END, return_tensors="pt")["input_ids"]
         assert ids.tolist() == [window]
-        here, there = evaluate(trainer.model, [window]), theirs.eval()(ids, labels=ids)
+        here = evaluate(trainer.model, [window])
+        there = theirs.eval()(ids, labels=ids)
         assert there.loss.item() == pytest.approx(
             here, rel=1e-6
         )  # which is in 4-byte numbers
@@ -253,7 +260,7 @@ def test_our_trained_model_has_the_same_loss_there_and_writes_the_same(tmp_path)
         assert len(set(written)) > 3
 
 
-# --- theirs, opened here --------------------------------------------------------------------------
+# --- theirs, opened here --------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -320,15 +327,13 @@ DTYPES = {
 def test_their_model_computes_and_writes_the_same_here(
     tmp_path, monkeypatch, trained_there, shape, dtype, compact
 ):
-    theirs, tokenizer = (
-        their_model(shape).to(DTYPES[dtype]),
-        fast_tokenizer(trained_there),
-    )
+    theirs = their_model(shape).to(DTYPES[dtype])
+    tokenizer = fast_tokenizer(trained_there)
     theirs.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     if compact:
-        monkeypatch.setattr(microgpt, MOST, 1)
-    ours = GPT.load(tmp_path)
+        monkeypatch.setattr(microgpt, "MOST_PARAMETERS", 1)
+    ours = load_model(tmp_path)
     rows = list if not compact else microgpt.array
     assert {
         type(x if name.endswith("bias") else x[0])
@@ -382,13 +387,15 @@ def test_their_model_without_a_head_has_the_same_parameters(tmp_path, dtype):
     with_head = their_model(SHAPES[1]).to(DTYPES[dtype])
     with_head.save_pretrained(tmp_path / "with")
     with_head.transformer.save_pretrained(tmp_path / "without")
-    ours = GPT.load(tmp_path / "without")
-    assert ours.config == GPT.load(tmp_path / "with").config == Config(290, *SHAPES[1])
-    assert ours.params == GPT.load(tmp_path / "with").params
+    ours = load_model(tmp_path / "without")
+    assert (
+        ours.config == load_model(tmp_path / "with").config == Config(290, *SHAPES[1])
+    )
+    assert ours.params == load_model(tmp_path / "with").params
     alone = their_model(SHAPES[1], GPT2Model)
     alone.save_pretrained(tmp_path / "alone")
     assert (
-        GPT.load(tmp_path / "alone").params["wte.weight"] == alone.wte.weight.tolist()
+        load_model(tmp_path / "alone").params["wte.weight"] == alone.wte.weight.tolist()
     )
 
 
@@ -396,13 +403,14 @@ def test_what_went_there_and_back_is_what_it_was(tmp_path):
     ours = TOKENIZERS["bpe"]
     model = GPT(Config(ours.vocab_size, *SHAPES[1]), seed=3)
     step(model)
-    model.save(tmp_path / "ours", ours)
+    save_model(model, tmp_path / "ours", ours)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype="float64")
     theirs.save_pretrained(tmp_path / "theirs")
     AutoTokenizer.from_pretrained(tmp_path / "ours").save_pretrained(
         tmp_path / "theirs"
     )
-    back, tokenizer = GPT.load(tmp_path / "theirs"), load_tokenizer(tmp_path / "theirs")
+    back = load_model(tmp_path / "theirs")
+    tokenizer = load_tokenizer(tmp_path / "theirs")
     assert repr((back.config, back.params)) == repr((model.config, model.params))
     assert tokenizer.vocab == ours.vocab and tokenizer.end == ours.end
     assert [tokenizer.encode(text) for text in TEXTS] == [
@@ -425,4 +433,4 @@ def test_their_model_of_another_kind_is_refused(tmp_path):
         )
         GPT2LMHeadModel(config).save_pretrained(tmp_path / str(n))
         with pytest.raises(ValueError, match=next(iter(change))):
-            GPT.load(tmp_path / str(n))
+            load_model(tmp_path / str(n))

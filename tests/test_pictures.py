@@ -10,12 +10,11 @@ from itertools import combinations
 
 import pytest
 
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "examples"))
+
+import pictures
+
 import microgpt
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, os.path.join(ROOT, "examples"))
-
-import pictures  # noqa: E402
 
 NAMES = ["ada", "bob", "cleo", "abel", "dolo", "leo", "bea", "coco", "ole", "lea"]
 
@@ -48,7 +47,8 @@ def test_learning_hands_over_what_was_measured(tokenizer):
             microgpt.TrainConfig(steps=5, eval_every=2, val_fraction=0.3),
         )
 
-    one, other = trainer(), trainer()
+    one = trainer()
+    other = trainer()
     steps = list(one)
     losses, held_out, scale = pictures.learn(other)
     assert losses == [step.loss for step in steps]
@@ -58,10 +58,11 @@ def test_learning_hands_over_what_was_measured(tokenizer):
     )
 
 
-# --- Principal components ------------------------------------------------------------------------
+# --- Principal components -------------------------------------------------------------
 
-# The mean is (0, 0) and the coordinates are uncorrelated, so they are the axes of most variance.
-# The squares add up to 81 + 3 * 9 = 108 and 4 + 2 * 1 = 6. The farthest rows are at plus.
+# The mean is (0, 0) and the coordinates are uncorrelated, so they are the axes of most
+# variance. The squares add up to 81 + 3 * 9 = 108 and 4 + 2 * 1 = 6. The farthest rows
+# are on the positive side.
 CLOUD = [(9, 0), (-3, 2), (-3, -1), (-3, -1)]
 
 
@@ -127,7 +128,7 @@ def test_a_cloud_without_a_second_dimension_gets_zeros(rows, points, shares):
     assert found_shares == pytest.approx(shares)
 
 
-# --- Attention -----------------------------------------------------------------------------------
+# --- Attention ------------------------------------------------------------------------
 
 
 def test_attention_maps_are_causal_shares_for_each_token(model, tokenizer):
@@ -147,7 +148,7 @@ def test_attention_maps_end_with_the_block(model, tokenizer):
     assert len(blocks[1][1]) == model.config.block_size
 
 
-# --- Temperature ---------------------------------------------------------------------------------
+# --- Temperature ----------------------------------------------------------------------
 
 
 def test_temperature_0_writes_one_text_only(trained, tokenizer):
@@ -157,7 +158,7 @@ def test_temperature_0_writes_one_text_only(trained, tokenizer):
 
 
 def test_variety_rises_with_the_temperature(trained, tokenizer):
-    """Of each next token the entropy does; of a few samples the variety need not, but here too."""
+    """The entropy of a token does. The variety of few samples need not, but does."""
     found = pictures.variety(trained, tokenizer, [0, 0.3, 0.8, 5], 60, 1, [])
     shares = [v.different for v in found]
     assert shares == sorted(set(shares)) and shares[-1] > 0.5
@@ -180,7 +181,7 @@ def test_new_are_different_ones_that_are_not_training_documents(trained, tokeniz
 
 
 def test_loss_of_samples_is_that_of_their_tokens(trained, tokenizer):
-    (found,) = pictures.variety(trained, tokenizer, [2], 9, 3, [])
+    (found,) = pictures.variety(trained, tokenizer, [9], 9, 3, [])
     assert max(map(len, found.samples)) > 8  # so one of them has two windows
     losses = [
         token.loss
@@ -190,7 +191,7 @@ def test_loss_of_samples_is_that_of_their_tokens(trained, tokenizer):
     assert found.loss == pytest.approx(sum(losses) / len(losses))
 
 
-# --- Labels --------------------------------------------------------------------------------------
+# --- Labels ---------------------------------------------------------------------------
 
 
 def test_labels_keep_their_distance_and_their_order():
@@ -247,12 +248,13 @@ def test_tokens_as_labels_can_be_seen():
     ]
 
 
-# --- Pictures ------------------------------------------------------------------------------------
+# --- Pictures -------------------------------------------------------------------------
 
 
 def test_losses_are_drawn_as_they_are():
     pytest.importorskip("matplotlib")
-    losses, scale = [3.0, 2.0, 2.5, 1.5], {"knows nothing": 3.3, "pairs": 2.5}
+    losses = [3.0, 2.0, 2.5, 1.5]
+    scale = {"knows nothing": 3.3, "pairs": 2.5}
     (axes,) = pictures.draw_loss(losses, [(2, 2.75), (4, 2.25)], scale).axes
     faint, nothing, pairs, mean, held_out = [
         list(line.get_ydata()) for line in axes.lines
@@ -289,7 +291,8 @@ def test_each_head_is_drawn_with_nothing_in_the_future(model, tokenizer):
 
 def test_tokens_stand_at_their_places():
     pytest.importorskip("matplotlib")
-    points, tokens = [(1.0, 2.0), (-3.0, 0.5), (0.0, 0.25)], ["a", "b", "<|endoftext|>"]
+    points = [(1.0, 2.0), (-3.0, 0.5), (0.0, 0.25)]
+    tokens = ["a", "b", "<|endoftext|>"]
     (axes,) = pictures.draw_embedding(tokens, points, [0.7, 0.2]).axes
     drawn = {text.get_text(): text for text in axes.texts}
     assert sorted(drawn) == ["<|endoftext|>", "a", "b", "consonants", "vowels"]
@@ -335,7 +338,7 @@ def test_temperatures_are_drawn_with_samples():
     ]
 
 
-# --- The command ---------------------------------------------------------------------------------
+# --- The command ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -402,7 +405,7 @@ def test_training_text_and_held_out_text_are_told_apart(monkeypatch):
 
 def test_a_kept_model_is_not_trained(names, trained, tokenizer, capsys):
     pytest.importorskip("matplotlib")
-    trained.save("kept", tokenizer)
+    microgpt.save_model(trained, "kept", tokenizer)
     names.write_text("ada\nbob\ncleo\n", encoding="utf-8")
     said = []
     for out in "a", "b":
@@ -445,7 +448,7 @@ def test_a_kept_model_is_not_trained(names, trained, tokenizer, capsys):
         (["names.txt", "--model", "none"], "none"),
         (["names.txt", "--steps", "0"], "steps is 0"),
         (["names.txt", "--samples", "0"], "samples is 0"),
-        (["names.txt", "--text", "abz"], "'z' is not among"),
+        (["names.txt", "--text", "abz"], "'z' is not one of"),
     ],
 )
 def test_bad_input_gets_one_line(names, capsys, arguments, message):

@@ -1,4 +1,4 @@
-"""Chapter 10: byte-pair encoding, against answers worked out by hand and naive programs."""
+"""Chapter 14: byte-pair encoding, against answers by hand and naive programs."""
 
 import math
 import random
@@ -11,7 +11,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import microgpt
-from microgpt import GPT, BPETokenizer, Config, TrainConfig, Trainer, generate, windows
+from microgpt import (
+    GPT,
+    BPETokenizer,
+    Config,
+    TrainConfig,
+    Trainer,
+    cut_windows,
+    generate,
+    learn_merges,
+)
 
 END = "<|endoftext|>"
 EVERYTHING = 10**4  # a vocab_size that leaves nothing to merge in the short texts here
@@ -35,18 +44,19 @@ DOCUMENTS = st.lists(TINY | RUNS, max_size=4).flatmap(
 )  # the same few texts, some of them many times
 
 
-# --- helpers: the same things, naively, for texts of "abc" and spaces -----------------------------
+# --- helpers: the same things, naively, for texts of "abc" and spaces -----------------
 
 
 def naive_pieces(text):
-    """GPT-2's pattern where there are only letters and spaces, with a space written as in files."""
+    """GPT-2's pattern, for letters and spaces. A space is written as in files."""
     pieces = re.findall(r" ?[a-z]+|\s+(?!\S)|\s+", text)
     return [list(piece.replace(" ", "Ġ")) for piece in pieces]
 
 
 def naively_merged(tokens, pair):
     """Every place where a pair stands, from the left, merged."""
-    merged, i = [], 0
+    merged = []
+    i = 0
     while i < len(tokens):
         width = 2 if tuple(tokens[i : i + 2]) == pair else 1
         merged.append("".join(tokens[i : i + width]))
@@ -55,9 +65,10 @@ def naively_merged(tokens, pair):
 
 
 def naive_training(documents, n_tokens):
-    """Merges, and at most n_tokens new tokens in order. Recounts everything each time."""
+    """Merges, and at most n_tokens new tokens in order. It recounts all each time."""
     pieces = [piece for document in documents for piece in naive_pieces(document)]
-    alphabet, merges = sorted("abcĠ"), []
+    alphabet = sorted("abcĠ")
+    merges = []
     known = list(alphabet)  # in the order of their ids
     while len(known) < len(alphabet) + n_tokens:
         counts = Counter(pair for piece in pieces for pair in zip(piece, piece[1:]))
@@ -72,7 +83,7 @@ def naive_training(documents, n_tokens):
 
 
 def naive_encoding(tokens, merges):
-    """Again and again the pair that was merged first in training, where it stands leftmost."""
+    """Merge the pair that training merged first, where it stands leftmost; repeat."""
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     while True:
         pairs = [ranks.get(pair, math.inf) for pair in zip(tokens, tokens[1:])]
@@ -91,7 +102,8 @@ def pieces(text):
 def lines_run(function, *args):
     """How many lines of microgpt.py a call executes: its work, whatever the machine."""
     BPETokenizer.train(["a"], 257)  # now the pattern is made, which happens once
-    n, before = 0, sys.gettrace()
+    n = 0
+    before = sys.gettrace()
 
     def trace(frame, event, arg):
         nonlocal n
@@ -106,10 +118,11 @@ def lines_run(function, *args):
     return n
 
 
-# --- training -------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------
 
-# ug is in hug, pug and hugs: 20 times; un in pun and bun: 16 times. Then hug is there 15 times, pun
-# 12. Of what is left p ug and hug s are there 5 times, and p has a smaller id than hug; last b un.
+# ug is in hug, pug and hugs: 20 times; un is in pun and bun: 16 times. Then hug is
+# there 15 times, pun 12 times. Of the rest, p ug and hug s are there 5 times, and p has
+# a smaller id than hug. b un comes last.
 WORDS = ["hug"] * 10 + ["pug"] * 5 + ["pun"] * 12 + ["bun"] * 4 + ["hugs"] * 5
 MERGES = [
     ("u", "g"),
@@ -182,6 +195,32 @@ def test_training_does_what_recounting_everything_does_on_longer_texts():
         )
 
 
+@given(DOCUMENTS | st.lists(st.text(), max_size=4), st.integers(0, 40))
+def test_the_plain_algorithm_learns_the_same_merges(documents, n_merges):
+    words = Counter()
+    for document in documents:
+        for piece in microgpt.piece_pattern().findall(document):
+            words["".join(microgpt.BYTES[b] for b in piece.encode())] += 1
+    merges = learn_merges(words, sorted(microgpt.BYTES), n_merges)
+    assert merges == BPETokenizer.train(documents, 257 + n_merges).merges
+
+
+def test_the_plain_algorithm_weighs_words_and_knows_no_border_but_theirs():
+    words = {"hug": 10, "pug": 5, "pun": 12, "bun": 4, "hugs": 5}
+    assert learn_merges(words, sorted("bghnpsu"), 99) == MERGES
+    assert learn_merges(words, sorted("bghnpsu"), 3) == MERGES[:3]
+    assert learn_merges({"a b": 2, "b": 9}, " ab", 9) == [(" ", "b"), ("a", " b")]
+    assert learn_merges({}, "ab", 9) == learn_merges({"a": 5}, "ab", 9) == []
+
+
+def test_in_the_plain_algorithm_older_tokens_go_first_among_equals():
+    words = {"cd": 1, "ab": 1, "ad": 1, "cb": 1}
+    assert learn_merges(words, "abcd", 2) == [("a", "b"), ("a", "d")]
+    assert learn_merges(words, "dcba", 2) == [("c", "d"), ("c", "b")]
+    made = learn_merges({"ca": 2, "cax": 1, "bx": 1}, "abcx", 3)
+    assert made == [("c", "a"), ("b", "x"), ("ca", "x")]
+
+
 def test_training_stops_when_nothing_is_left_to_merge():
     tokenizer = BPETokenizer.train(WORDS, 300)
     assert tokenizer.merges == MERGES
@@ -221,7 +260,7 @@ def test_the_smallest_vocabulary_is_the_bytes_and_the_end():
     assert BPETokenizer.train(["ab ab"], 258).merges == [("a", "b")]
 
 
-# --- bytes and pieces -----------------------------------------------------------------------------
+# --- bytes and pieces -----------------------------------------------------------------
 
 
 def test_the_bytes_have_gpt2s_ids():
@@ -360,7 +399,7 @@ def test_letters_and_spaces_are_cut_as_the_pattern_says(text):
     ]
 
 
-# --- encoding and decoding ------------------------------------------------------------------------
+# --- encoding and decoding ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +437,9 @@ def test_decoding_undoes_encoding(trained, text):
 def test_merges_are_made_by_rank_and_leftmost_first(documents, n_tokens, text, mixed):
     tokenizer = BPETokenizer.train(documents, 257 + n_tokens)
     if mixed:  # another order of the same merges is a tokenizer as well
-        waiting, made, merges = list(tokenizer.merges), set(microgpt.BYTES), []
+        waiting = list(tokenizer.merges)
+        made = set(microgpt.BYTES)
+        merges = []
         while waiting:  # if every merge finds its two tokens made
             merges.append(mixed.choice([pair for pair in waiting if made >= {*pair}]))
             waiting.remove(merges[-1])
@@ -485,7 +526,7 @@ def test_any_ids_decode_as_their_bytes_do(ids):
     assert BPETokenizer.train([], 257).decode(ids) == raw.decode("utf-8", "replace")
 
 
-# --- work, and working together -------------------------------------------------------------------
+# --- work, and working together -------------------------------------------------------
 
 
 def dna(n):
@@ -509,7 +550,7 @@ def lines_of_dna(n):
     ],
 )
 def test_the_work_of_training_grows_with_the_text_no_faster(documents, size):
-    """One unbroken piece with ever more merges is another matter: each costs the piece's length."""
+    """Not so for ever more merges in one unbroken piece: each costs its length."""
     small, large = (
         lines_run(BPETokenizer.train, documents(n), size) for n in (1000, 4000)
     )
@@ -557,4 +598,4 @@ def test_a_model_learns_from_subword_tokens(engine):
 
 def test_a_document_of_subword_tokens_has_the_end_on_both_sides():
     tokenizer = BPETokenizer.train(["low low er"], 261)
-    assert windows("low lower", tokenizer, 3) == [[260, 257, 259, 258], [258, 260]]
+    assert cut_windows("low lower", tokenizer, 3) == [[260, 257, 259, 258], [258, 260]]

@@ -1,7 +1,6 @@
-"""examples/xray.py shows and writes what the model really computes, and finds where two part."""
+"""examples/xray.py shows and writes what the model computes, and compares two."""
 
 import copy
-import importlib.util
 import io
 import json
 import math
@@ -12,21 +11,20 @@ import sys
 
 import pytest
 
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "examples"))
+
+import xray
+
 import microgpt
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-XRAY = os.path.join(ROOT, "examples", "xray.py")
+XRAY = xray.__file__
 TEXT = "bobcleo"
 LONG = "acdo" * 40
 ENV = {name: x for name, x in os.environ.items() if not name.startswith("PYTHON")}
 
-spec = importlib.util.spec_from_file_location("xray", XRAY)
-xray = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(xray)
-
 
 def shaken(model):
-    """A copy of the model in which no bias is 0 and no gain 1, as after some training."""
+    """A copy of the model in which no bias is 0 and no gain 1, as if trained."""
     params = {
         name: [
             [x + 0.1 * math.sin(i + j) for j, x in enumerate(row)]
@@ -43,7 +41,7 @@ def shaken(model):
 def saved(tmp_path_factory, model, tokenizer):
     """The directory of a small model with two blocks of two heads."""
     directory = tmp_path_factory.mktemp("saved")
-    shaken(model).save(directory, tokenizer)
+    microgpt.save_model(shaken(model), directory, tokenizer)
     return directory
 
 
@@ -108,7 +106,7 @@ def numbers(x):
     return [z for y in x for z in numbers(y)] if isinstance(x, list) else [x]
 
 
-# --- The JSON ------------------------------------------------------------------------------------
+# --- The JSON -------------------------------------------------------------------------
 
 
 def test_attention_weights_sum_to_1_and_are_causal(trace):
@@ -131,16 +129,17 @@ def test_tokens_targets_and_positions_are_those_of_the_document(trace, tokenizer
 
 
 def test_the_loss_is_the_model_s_and_the_mean_score(trace, saved, tokenizer):
-    model = microgpt.GPT.load(saved)
+    model = microgpt.load_model(saved)
     losses = [x.loss for x in microgpt.score(model, tokenizer, TEXT)]
     assert trace["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-12)
-    (window,) = microgpt.windows(TEXT, tokenizer, model.config.block_size)
+    (window,) = microgpt.cut_windows(TEXT, tokenizer, model.config.block_size)
     assert trace["loss"] == pytest.approx(model.loss([window]), rel=1e-12)
 
 
 def test_the_residual_stream_adds_up(trace, saved):
     """Embeddings are token plus position; each block adds what its two parts give."""
-    params, x = microgpt.GPT.load(saved).params, trace["activations"]
+    params = microgpt.load_model(saved).params
+    x = trace["activations"]
     for row, token, position in zip(
         x["embeddings"], trace["tokens"], trace["positions"]
     ):
@@ -166,7 +165,7 @@ def test_a_trace_has_every_activation_and_gradient_in_the_documented_order(trace
 
 
 def test_gradients_have_the_shapes_of_what_they_are_of(trace, saved):
-    params = microgpt.GPT.load(saved).params
+    params = microgpt.load_model(saved).params
     for name, gradient in trace["gradients"].items():
         x = {**params, **trace["activations"]}[name]
         assert len(gradient) == len(x) and len(numbers(gradient)) == len(numbers(x)), (
@@ -189,12 +188,12 @@ def test_a_parameter_s_gradient_is_a_finite_difference(
 ):
     losses = []
     for nudge in 1e-5, -1e-5:
-        model = microgpt.GPT.load(saved)
+        model = microgpt.load_model(saved)
         *outer, last = place
         row = model.params[name][outer[0]] if outer else model.params[name]
         row[last] += nudge
         losses.append(
-            model.loss(microgpt.windows(TEXT, tokenizer, model.config.block_size))
+            model.loss(microgpt.cut_windows(TEXT, tokenizer, model.config.block_size))
         )
     gradient = trace["gradients"][name]
     for i in place:
@@ -205,7 +204,8 @@ def test_a_parameter_s_gradient_is_a_finite_difference(
 
 def test_an_activation_s_gradient_is_a_finite_difference(trace, saved):
     """The last block's output reaches the loss through ln_f and the logits only."""
-    params, rows = microgpt.GPT.load(saved).params, trace["activations"]["h.1"]
+    params = microgpt.load_model(saved).params
+    rows = trace["activations"]["h.1"]
     losses = []
     for nudge in 1e-5, -1e-5:
         nudged = copy.deepcopy(rows)
@@ -232,10 +232,11 @@ def test_both_engines_write_the_same(capsys, tmp_path, saved, trace):
 def test_only_the_first_window_of_a_long_text_is_traced(
     capsys, tmp_path, saved, tokenizer
 ):
-    model, path = microgpt.GPT.load(saved), tmp_path / "long.json"
+    model = microgpt.load_model(saved)
+    path = tmp_path / "long.json"
     out = shown(capsys, saved, LONG, "--json", path)
     assert "only the first 8 of 161 tokens" in out
-    first = microgpt.windows(LONG, tokenizer, 8)[0]
+    first = microgpt.cut_windows(LONG, tokenizer, 8)[0]
     assert load(path)["tokens"] == first[:-1] and load(path)["targets"] == first[1:]
     assert load(path)["loss"] == pytest.approx(model.loss([first]), rel=1e-12)
 
@@ -267,7 +268,7 @@ def test_a_trace_without_finite_numbers_is_not_written(
 ):
     model = shaken(model)
     model.params["ln_f.weight"][:] = [1.7e308] * 8  # times a little more: infinite
-    model.save(tmp_path / "huge", tokenizer)
+    microgpt.save_model(model, tmp_path / "huge", tokenizer)
     assert (
         xray.main(
             [str(tmp_path / "huge"), TEXT, "--json", str(tmp_path / "trace.json")]
@@ -278,7 +279,7 @@ def test_a_trace_without_finite_numbers_is_not_written(
     assert os.listdir(tmp_path) == ["huge"]
 
 
-# --- Comparing -----------------------------------------------------------------------------------
+# --- Comparing ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -296,10 +297,13 @@ def test_a_trace_without_finite_numbers_is_not_written(
 )
 def test_the_number_that_was_changed_is_named(capsys, tmp_path, trace, kind, name):
     other = copy.deepcopy(trace)
-    row, index = other[kind + "s"][name], ""
+    row = other[kind + "s"][name]
+    index = ""
     while isinstance(row[-1], list):
-        row, index = row[-1], f"{index}[{len(row) - 1}]"
-    before, row[1] = row[1], row[1] + 0.25
+        index = f"{index}[{len(row) - 1}]"
+        row = row[-1]
+    before = row[1]
+    row[1] += 0.25
     out = compared(capsys, tmp_path, trace, other, status=1).split("\n")
     assert out[:4] == [
         f"first difference: {kind} {name}{index}[1]",
@@ -313,7 +317,7 @@ def test_the_number_that_was_changed_is_named(capsys, tmp_path, trace, kind, nam
 def test_the_first_of_several_differences_is_the_earliest_computed(
     capsys, tmp_path, trace
 ):
-    """Forward before backward, and backward from the loss on; the others' largest are listed."""
+    """Forward comes before backward, which starts at the loss. Others are listed."""
     other = copy.deepcopy(trace)
     other["gradients"]["h.0.ln_1.bias"][0] += 9
     other["gradients"]["h.1.ln_2"][0][0] += 1
@@ -345,7 +349,8 @@ def test_the_order_of_names_in_a_file_does_not_matter(capsys, tmp_path, trace):
 
 
 def test_the_tolerance_is_relative_to_the_larger_or_to_1(capsys, tmp_path, trace):
-    other, logits = copy.deepcopy(trace), trace["activations"]["logits"]
+    other = copy.deepcopy(trace)
+    logits = trace["activations"]["logits"]
     for value, changed in (1e6, 1e6 + 1e-4), (1e-6, 1e-6 + 1e-10):
         big = copy.deepcopy(trace)
         big["activations"]["logits"][0][0] = value
@@ -411,12 +416,14 @@ def test_traces_of_different_things_are_not_compared(capsys, tmp_path, trace, fi
     assert out.startswith(f"{field} differ") and out.count("\n") == 3
 
 
-# --- A port --------------------------------------------------------------------------------------
+# --- A port ---------------------------------------------------------------------------
 
 
 def port(torch, model, window):
-    """The trace of one window by PyTorch: GPT-2 written by hand, all derivatives by autograd."""
-    F, c, kept = torch.nn.functional, model.config, {}
+    """The trace of one window by PyTorch: GPT-2 by hand, derivatives by autograd."""
+    F = torch.nn.functional
+    c = model.config
+    kept = {}
     p = {
         name: torch.tensor(x, dtype=torch.float64, requires_grad=True)
         for name, x in model.params.items()
@@ -436,7 +443,8 @@ def port(torch, model, window):
     def linear(name, x):
         return keep(name, x @ p[name + ".weight"].T + p[name + ".bias"])
 
-    tokens, n = torch.tensor(window[:-1]), len(window) - 1
+    tokens = torch.tensor(window[:-1])
+    n = len(window) - 1
     future = torch.ones(n, n, dtype=torch.bool).triu(1)
     x = keep("embeddings", p["wte.weight"][tokens] + p["wpe.weight"][:n])
     for h in (f"h.{i}" for i in range(c.n_layer)):
@@ -486,7 +494,8 @@ def test_a_port_to_pytorch_is_equal_and_its_mistake_is_found(
     capsys, tmp_path, saved, trace
 ):
     torch = pytest.importorskip("torch")
-    model, window = microgpt.GPT.load(saved), trace["tokens"] + trace["targets"][-1:]
+    model = microgpt.load_model(saved)
+    window = trace["tokens"] + trace["targets"][-1:]
     compared(capsys, tmp_path, trace, port(torch, model, window), status=0)
     model.params["h.1.ln_2.bias"][5] += 1e-3
     out = compared(capsys, tmp_path, trace, port(torch, model, window), status=1)
@@ -495,11 +504,11 @@ def test_a_port_to_pytorch_is_equal_and_its_mistake_is_found(
     assert "activation h.0" not in out
 
 
-# --- The drawings --------------------------------------------------------------------------------
+# --- The drawings ---------------------------------------------------------------------
 
 
 def test_attention_is_drawn_as_it_is(capsys, saved, trace):
-    """A row for each token, as many cells as tokens it sees, of the shades that are promised."""
+    """There is a row for each token, and in it a cell for each token that it sees."""
     grids = panels(shown(capsys, saved, TEXT, "--attention"))
     assert [title.split(":")[0] for title in grids] == [
         "h.0 head 0",
@@ -585,7 +594,7 @@ def test_wide_embeddings_are_grouped_honestly(capsys, tmp_path, tokenizer):
         model.params[f"h.0.{name}.weight"] = [
             [0.0] * len(row) for row in model.params[f"h.0.{name}.weight"]
         ]
-    model.save(tmp_path, tokenizer)
+    microgpt.save_model(model, tmp_path, tokenizer)
     out = shown(capsys, tmp_path, "ada", "--residual")
     assert "mean of 3 numbers" in out and "at most 4;" in out and "█ 2" in out
     for lines in panels(out).values():
@@ -613,7 +622,7 @@ def test_in_brief_it_shows_what_the_last_token_sees(capsys, saved, trace):
 
 
 def test_neighbours_are_the_nearest_by_angle(capsys, tmp_path):
-    """In the plane: b points as a does, c is 45 degrees off, d opposite, e at a right angle."""
+    """b points as a does, c is 45 degrees off, d opposite, e at a right angle."""
     tokenizer = microgpt.CharTokenizer(["abcde"])
     model = microgpt.GPT(microgpt.Config(6, 8, n_head=1, n_embd=2))
     model.params["wte.weight"][:] = [
@@ -624,7 +633,7 @@ def test_neighbours_are_the_nearest_by_angle(capsys, tmp_path):
         [0.0, 5.0],
         [0.0, 0.0],
     ]
-    model.save(tmp_path, tokenizer)
+    microgpt.save_model(model, tmp_path, tokenizer)
     lines = (
         shown(capsys, tmp_path, "aada", "--neighbours").rstrip("\n").split("\n")[-3:]
     )
@@ -637,12 +646,11 @@ def test_neighbours_are_the_nearest_by_angle(capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def awkward(tmp_path_factory):
-    """A model with subword tokens and a block of 100, which is more than fits a line."""
+    """A model with subword tokens and a block of 100, which is too long for a line."""
     tokenizer = microgpt.BPETokenizer.train(["extraordinarily " * 9], 270)
     directory = tmp_path_factory.mktemp("awkward")
-    microgpt.GPT(microgpt.Config(270, 100, n_head=2, n_embd=100)).save(
-        directory, tokenizer
-    )
+    model = microgpt.GPT(microgpt.Config(270, 100, n_head=2, n_embd=100))
+    microgpt.save_model(model, directory, tokenizer)
     return directory
 
 
@@ -653,7 +661,7 @@ ODD = (
 
 @pytest.mark.parametrize("option", ["--", "--attention", "--residual", "--neighbours"])
 def test_odd_and_many_tokens_do_not_break_the_grid(capsys, awkward, option):
-    """No line is too long (`shown` looks), and each character has one cell on a terminal."""
+    """No line is too long (`shown` looks), and each character takes one column."""
     out = shown(capsys, option, awkward, ODD)
     assert {c for c in out if not c.isprintable()} == {"\n"}
     assert not set(out) & set("天地\u0301\U0001f642")
@@ -661,12 +669,9 @@ def test_odd_and_many_tokens_do_not_break_the_grid(capsys, awkward, option):
 
 
 def test_only_the_last_tokens_are_drawn_where_not_all_fit(capsys, awkward):
-    model, tokenizer, trace = (
-        microgpt.GPT.load(awkward),
-        microgpt.load_tokenizer(awkward),
-        {},
-    )
-    model(microgpt.windows(ODD, tokenizer, 100)[0][:-1], trace=trace)
+    traced = xray.TracedGPT(microgpt.load_model(awkward))
+    tokenizer = microgpt.load_tokenizer(awkward)
+    traced(microgpt.cut_windows(ODD, tokenizer, 100)[0][:-1])
     grids = panels(shown(capsys, awkward, ODD, "--attention"))
     names = [
         line.split()[0]
@@ -674,9 +679,10 @@ def test_only_the_last_tokens_are_drawn_where_not_all_fit(capsys, awkward):
             "h.0: rows are tokens, columns dimensions"
         ]
     ]
-    for (title, lines), rows in zip(grids.items(), trace["h.0.attn"]):
+    for (title, lines), rows in zip(grids.items(), traced.trace["h.0.attn"]):
         n = int(re.search(r"\(the last (\d+) of 100 tokens\)$", title).group(1))
-        above, below = lines[:-n], [line.split() for line in lines[-n:]]
+        above = lines[:-n]
+        below = [line.split() for line in lines[-n:]]
         assert (
             70 <= n < 100
             and below
@@ -692,7 +698,8 @@ def test_only_the_last_tokens_are_drawn_where_not_all_fit(capsys, awkward):
 
 def test_odd_characters_are_spelt_out(capsys, tmp_path):
     tokenizer = microgpt.CharTokenizer(["a \n天\u0301\x1b\u200b\U0001f642"])
-    microgpt.GPT(microgpt.Config(tokenizer.vocab_size)).save(tmp_path, tokenizer)
+    model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size))
+    microgpt.save_model(model, tmp_path, tokenizer)
     out = shown(capsys, tmp_path, "a \n天\u0301\x1b\u200b\U0001f642", "--residual")
     for lines in panels(out).values():
         assert [line.split()[0] for line in lines] == [
@@ -722,7 +729,8 @@ def test_an_output_that_knows_only_ascii_gets_only_ascii(saved):
 
 def test_a_letter_that_the_output_lacks_is_spelt_out(monkeypatch, tmp_path):
     tokenizer = microgpt.CharTokenizer(["caf\xe9"])
-    microgpt.GPT(microgpt.Config(tokenizer.vocab_size)).save(tmp_path, tokenizer)
+    model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size))
+    microgpt.save_model(model, tmp_path, tokenizer)
     for encoding, letter, shade in (
         ("ascii", r"\xe9", "."),
         ("latin-1", "\xe9", "."),
@@ -743,7 +751,7 @@ def test_a_piped_output_has_blocks_and_no_escape_codes(saved):
     assert b"\x1b" not in result.stdout and "█" in result.stdout.decode("utf-8")
 
 
-# --- Bad input -----------------------------------------------------------------------------------
+# --- Bad input ------------------------------------------------------------------------
 
 
 def test_bad_input_is_said_in_one_line(capsys, tmp_path, saved, trace):

@@ -1,4 +1,4 @@
-"""Tiny models of the letters a, b and c, for the tests of what a model says of a text."""
+"""Tiny models of the letters a, b and c, to test what a model says of a text."""
 
 import math
 
@@ -8,17 +8,19 @@ ABC = CharTokenizer(["abc"])  # a, b, c and <|endoftext|>: ids 0, 1, 2 and 3
 
 
 def make(tokenizer=ABC, block_size=8, seed=0, sharp=1.0):
-    model = GPT(
-        Config(tokenizer.vocab_size, block_size, 1, n_head=2, n_embd=4), seed=seed
-    )
+    """A model with random weights; the larger `sharp` is, the surer it is of itself."""
+    config = Config(tokenizer.vocab_size, block_size, 1, n_head=2, n_embd=4)
+    model = GPT(config, seed=seed)
     table = model.params["wte.weight"]
     table[:] = [[sharp * x for x in row] for row in table]
     return model
 
 
 def draws(*probabilities):
-    """A model that draws each token with these probabilities, whatever came before: the last gain
-    is 0, its bias the logarithms, and the table of tokens that turns it into logits is 1s and 0s.
+    """A model that draws each token with these probabilities, whatever came before.
+
+    The last layernorm has gain 0 and the logarithms as its bias. The table of tokens,
+    which turns that into logits, has 1 where the row is the column, and 0 elsewhere.
     """
     n = len(probabilities)
     model = GPT(Config(n, block_size=4, n_head=1, n_embd=n), seed=0)
@@ -29,9 +31,11 @@ def draws(*probabilities):
 
 
 def probabilities(logits):
+    """What softmax makes of the logits."""
     exps = [math.exp(x - max(logits)) for x in logits]
     return [e / sum(exps) for e in exps]
 
 
 def tokens_of(text, tokenizer=ABC):
+    """The ids of a document, with its two ends."""
     return [tokenizer.end, *tokenizer.encode(text), tokenizer.end]

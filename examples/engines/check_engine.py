@@ -1,19 +1,20 @@
-"""Does an engine compute what the scalar one does? Layer by layer, and end to end.
+"""Does an engine compute what the scalar one does? Layer by layer, and as a whole.
 
-    python examples/engines/check_engine.py                             # microgpt's own Tensor
-    python examples/engines/check_engine.py numpy_engine torch_engine   # those beside this file
-    python examples/engines/check_engine.py path/to/your_engine.py      # yours
+    python examples/engines/check_engine.py                          # microgpt's own
+    python examples/engines/check_engine.py numpy_engine             # beside this file
+    python examples/engines/check_engine.py path/to/your_engine.py   # yours
 
-A module is loaded, and every engine that it puts into microgpt.ENGINES is checked. In a test:
+The command loads modules and checks every class in them that is a microgpt.ValueEngine.
+In a test:
 
     from check_engine import check_engine
-    check_engine(MyNumber)              # raises ArithmeticError, which names the first difference
-    check_engine(MyNumber, only=["cross_entropy", "linear"])        # before the others are written
+    check_engine(MyEngine)   # raises ArithmeticError that names the first difference
+    check_engine(MyEngine, only=["cross_entropy", "linear"])   # the rest comes later
 
-An engine is a class with two functions. `lift(x)` turns floats, a row or rows of them, into its
-own kind of number, for whose type layers are registered; `gradient(x)` gives, after backward(),
-what has come back to such a number, or zeros, as floats. A loss has backward(), and takes float()
-and * 0.5.
+For the layers, an engine's convert(x) makes its own numbers from a row or rows of
+floats. They go through microgpt's layers, into a loss that has backward() and takes
+float() and * 0.5. Then gradient(x) gives what has come back, in the same shape. The
+last check, "Trainer", uses all of an engine: it trains a model and reads with it.
 """
 
 import argparse
@@ -23,57 +24,51 @@ import os
 import random
 import sys
 
-sys.path.insert(
-    0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-)
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 
 import microgpt
-from microgpt import GPT, Config, Value
+from microgpt import GPT, Config, TrainConfig, Trainer, ValueEngine, cross_entropy
 
-LAYERS = (
-    "cross_entropy",
-    "linear",
-    "add",
-    "embedding",
-    "layernorm",
-    "gelu",
-    "attention",
-)
+LAYERS = ["cross_entropy", "linear", "add", "embedding", "layernorm", "gelu"]
+LAYERS += ["attention", "packed_attention"]
+CHECKS = LAYERS + ["GPT", "Trainer"]
 
 
-def check_engine(number, tolerance=1e-10, seed=0, only=()):
-    """Compare an engine with Value, on random layers and models -> {what: largest difference}, of
-    losses and of gradients, relative to the larger of the two or to 1. Raises ArithmeticError for
-    a difference beyond the tolerance, or for whatever goes wrong. `only` names what to check: of
-    the layers that a GPT uses, and "GPT"; all others need "cross_entropy" and "linear"."""
-    cases = [*layers(random.Random(seed)), *models(random.Random(seed))]
-    differences, names = {}, list(dict.fromkeys(what for what, _, _ in cases))
-    if not {*only} <= {*names}:
-        raise ValueError(f"only is {only!r}: must be a list of some of {names}")
-    for what, loss, params in cases:
+def check_engine(engine, tolerance=1e-10, seed=0, only=()):
+    """Compare an engine, or a class of engines, with the scalar one.
+
+    -> {what: the largest difference}, relative to the larger of two numbers or to 1.
+    Raises ArithmeticError for a difference beyond the tolerance, or for whatever goes
+    wrong. `only` names some of CHECKS. All of them need cross_entropy and linear.
+    """
+    if not set(only) <= set(CHECKS):
+        raise ValueError(f"only is {only!r}: must be a list of some of {CHECKS}")
+    if isinstance(engine, type):
+        engine = engine()
+    differences = {}
+    for what, compute in all_cases(seed):
         if only and what not in only:
             continue
-        expected = run(loss, params, Value)
+        expected = compute(ValueEngine())
         try:
-            found = run(loss, params, number)
+            found = compute(engine)
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
-            raise ArithmeticError(f"{what}: {missing(number) or why}") from error
-        difference = max(
-            apart(x, found[name], f"{what}, {name}", tolerance)
-            for name, x in expected.items()
-        )
-        differences[what] = max(difference, differences.get(what, 0.0))
+            why = say_missing(engine) or why
+            raise ArithmeticError(f"{what}: {why}") from error
+        for name, x in expected.items():
+            difference = compare(x, found[name], f"{what}, {name}", tolerance)
+            differences[what] = max(difference, differences.get(what, 0.0))
     if "embedding" in differences:
-        refuse(number, -1)
-        refuse(number, 5)
+        must_refuse(engine, -1)
+        must_refuse(engine, 5)
     return differences
 
 
-def refuse(number, i):
-    """A table of 5 rows has no row i, from which an engine could go on with any numbers."""
+def must_refuse(engine, i):
+    """A table of 5 rows has no row i. An engine could go on with any numbers."""
     try:
-        microgpt.embedding(number.lift([[0.5]] * 5), [i])
+        microgpt.embedding(engine.convert([[0.5]] * 5), [i])
     except (ValueError, IndexError):
         return
     raise ArithmeticError(
@@ -81,199 +76,228 @@ def refuse(number, i):
     )
 
 
-def missing(number):
-    """What to say of layers that have no way with what an engine lifts to."""
-    kind = type(number.lift([[1.0]]))
-    names = [
-        name
-        for name in LAYERS
-        if getattr(microgpt, name).dispatch(kind)
-        is getattr(microgpt, name).dispatch(object)
-    ]
-    return (
-        f"nothing is registered for {kind.__name__} with {', '.join(names)}"
-        if names
-        else ""
-    )
+def say_missing(engine):
+    """What to say of layers that have no way with what the engine converts to."""
+    kind = type(engine.convert([[1.0]]))
+    names = []
+    for name in LAYERS:
+        layer = getattr(microgpt, name)
+        if layer.dispatch(kind) is layer.dispatch(object):
+            names.append(name)
+    if not names:
+        return ""
+    return f"nothing is registered for {kind.__name__} with {', '.join(names)}"
 
 
-def run(loss, params, number):
-    """A share of a loss of lifted parameters, as workers have it, and its gradients -> {name:
-    floats}."""
-    lifted = {name: number.lift(x) for name, x in params.items()}
-    result = loss(lifted) * 0.5
-    result.backward()
-    gradients = microgpt.gradients(lifted, number)
-    return {
-        "loss": float(result),
-        **{f"gradient of {name}": x for name, x in gradients.items()},
-    }
-
-
-def apart(x, y, what, tolerance):
-    """The largest difference between two numbers, rows or lists of rows of the same shape."""
-    many = isinstance(x, list)
-    if many != hasattr(y, "__len__") or (many and len(x) != len(y)):
-        one, two = (
-            f"{len(z)} parts" if hasattr(z, "__len__") else "a number" for z in (x, y)
-        )
-        raise ArithmeticError(
-            f"{what} is not of the shape of the scalar one: {two}, not {one}"
-        )
-    if many:
-        return max(
-            apart(a, b, f"{what}[{i}]", tolerance) for i, (a, b) in enumerate(zip(x, y))
-        )
+def compare(x, y, what, tolerance):
+    """The largest difference between two numbers, rows or lists of rows."""
+    if hasattr(y, "tolist"):  # an array, or PyTorch's tensor
+        y = y.tolist()
+    n = count_parts(x)
+    if count_parts(y) != n:
+        shapes = f"{count_parts(y)}, not {n}"
+        raise ArithmeticError(f"{what} is not of the shape of the scalar one: {shapes}")
+    if hasattr(x, "__len__"):
+        pairs = enumerate(zip(x, y))
+        return max(compare(a, b, f"{what}[{i}]", tolerance) for i, (a, b) in pairs)
     difference = abs(x - y) / max(1.0, abs(x), abs(y))
     if not difference <= tolerance:  # nan is not
         raise ArithmeticError(f"{what}: {y!r}, and {x!r} by the scalar engine")
     return difference
 
 
-def layers(rng):
-    """(name, a loss of parameters, random parameters) for every layer that a GPT uses. By linear
-    and cross_entropy, which are checked first, its output becomes a loss. (By cross_entropy alone
-    it could be off by a constant, unnoticed.)"""
+def count_parts(x):
+    """What compare says of a shape."""
+    return f"{len(x)} parts" if hasattr(x, "__len__") else "a number"
 
-    def rows(n, m):
-        return [[rng.gauss(0, 1) for _ in range(m)] for _ in range(n)]
 
-    def case(name, layer, **params):
-        shape = layer({key: Value.lift(x) for key, x in params.items()})
-        targets = [rng.randrange(len(shape[0])) for _ in shape]
-        if name == "cross_entropy":
-            return name, lambda p: m.cross_entropy(layer(p), targets), params
-        params["weight after it"] = rows(len(shape[0]), len(shape[0]))
-        return (
-            name,
-            lambda p: m.cross_entropy(
-                m.linear(layer(p), p["weight after it"]), targets
-            ),
-            params,
-        )
+def all_cases(seed):
+    """(what is checked, a function: engine -> {name: floats}), from random numbers."""
+    for what, loss, params in [*layer_cases(seed), *model_cases(seed)]:
+        yield what, loss_and_gradients(loss, params)
+    yield "Trainer", train_and_read(seed)
 
-    m = microgpt
-    yield case("cross_entropy", lambda p: p["x"], x=rows(5, 3))
-    yield case(
-        "cross_entropy", lambda p: p["x"], x=[[800.0, -800.0, 1.0], [-1e4, 1e4, 3.0]]
+
+def loss_and_gradients(loss, params):
+    """What becomes of a share of a loss, of parameters that an engine converts."""
+
+    def compute(engine):
+        converted = {name: engine.convert(x) for name, x in params.items()}
+        result = loss(converted) * 0.5
+        result.backward()
+        found = {"loss": float(result)}
+        for name, x in converted.items():
+            found[f"gradient of {name}"] = engine.gradient(x)
+        return found
+
+    return compute
+
+
+def random_rows(rng, n, m):
+    """n rows of m numbers."""
+    return [[rng.gauss(0, 1) for _ in range(m)] for _ in range(n)]
+
+
+def layer_cases(seed):
+    """(name, loss of parameters, parameters) for each layer, with several inputs."""
+    rng = random.Random(seed)
+    x = random_rows(rng, 5, 3)
+    row = x[0]
+    weight = random_rows(rng, 4, 3)
+    bias = random_rows(rng, 1, 4)[0]
+    qkv = random_rows(rng, 7, 18)
+    large = [[40 * number for number in row[:6]] for row in qkv]  # scores beyond e^709
+    largest = [[800.0, -800.0, 1.0], [-1e4, 1e4, 3.0]]
+    for name, inputs, more in [
+        ("cross_entropy", {"x": x}, [[0, 2, 1, 1, 2]]),
+        ("cross_entropy", {"x": largest}, [[1, 2]]),
+        ("cross_entropy", {"x": [[0.5]]}, [[0]]),
+        ("linear", {"x": x, "weight": weight}, []),
+        ("linear", {"x": x, "weight": weight, "bias": bias}, []),
+        ("add", {"x": x, "y": random_rows(rng, 5, 3)}, []),
+        ("embedding", {"table": x}, [[2, 0, 2, 2, 3]]),
+        ("layernorm", {"x": x, "gain": row, "bias": weight[0]}, []),
+        ("gelu", {"x": x}, []),
+        ("gelu", {"x": [[-30.0, 0.0, 30.0]]}, []),
+        ("attention", {"x": qkv[:1]}, [1]),
+        ("attention", {"x": qkv[:3]}, [2]),
+        ("attention", {"x": large}, [1]),
+        ("packed_attention", {"x": qkv}, [3, [1, 4, 2]]),
+        ("packed_attention", {"x": qkv[:3]}, [1, [2, 1]]),
+    ]:
+        yield layer_case(name, getattr(microgpt, name), inputs, more, rng)
+
+    def add_to_itself(x):
+        return microgpt.add(x, x)
+
+    yield layer_case("add", add_to_itself, {"x": x}, [], rng)
+
+
+def layer_case(name, layer, inputs, more, rng):
+    """One of them. A linear layer and cross_entropy make a loss of what comes out.
+
+    With cross_entropy alone, it could be off by a constant, unnoticed.
+    """
+    if name == "cross_entropy":
+        return name, lambda p: layer(p["x"], *more), inputs
+    y = layer(*inputs.values(), *more)
+    targets = [rng.randrange(len(row)) for row in y]
+    weight = random_rows(rng, len(y[0]), len(y[0]))
+
+    def loss(p):
+        y = layer(*[p[input_name] for input_name in inputs], *more)
+        return cross_entropy(microgpt.linear(y, p["weight after it"]), targets)
+
+    return name, loss, {**inputs, "weight after it": weight}
+
+
+def random_model(rng, vocab_size, block_size):
+    """A model of a random shape, in which no gain is 1 and no bias is 0."""
+    n_head = rng.randint(1, 3)
+    config = Config(
+        vocab_size,
+        block_size,
+        n_layer=rng.randint(1, 2),
+        n_head=n_head,
+        n_embd=n_head * rng.randint(1, 3),
     )
-    yield case("cross_entropy", lambda p: p["x"], x=rows(1, 1))
-    yield case("linear", lambda p: m.linear(p["x"], p["w"]), x=rows(5, 3), w=rows(4, 3))
-    yield case(
-        "linear",
-        lambda p: m.linear(p["x"], p["w"], p["b"]),
-        x=rows(5, 3),
-        w=rows(4, 3),
-        b=rows(1, 4)[0],
-    )
-    yield case("add", lambda p: m.add(p["x"], p["y"]), x=rows(5, 3), y=rows(5, 3))
-    yield case("add", lambda p: m.add(p["x"], p["x"]), x=rows(2, 3))
-    yield case(
-        "embedding",
-        lambda p: m.embedding(p["table"], [2, 0, 2, 2, 3]),
-        table=rows(5, 3),
-    )
-    yield case(
-        "layernorm",
-        lambda p: m.layernorm(p["x"], p["gain"], p["bias"]),
-        x=rows(5, 3),
-        gain=rows(1, 3)[0],
-        bias=rows(1, 3)[0],
-    )
-    yield case("gelu", lambda p: m.gelu(p["x"]), x=rows(5, 3))
-    yield case("gelu", lambda p: m.gelu(p["x"]), x=[[-30.0, 0.0, 30.0]])
-    for n_head, positions in (
-        (1, [0]),
-        (2, [0, 1, 2]),
-        (3, [0, 0, 1, 2, 3, 0, 1]),
-        (1, [0, 1, 0]),
-    ):
-        yield case(
-            "attention",
-            lambda p, n=n_head, at=positions: m.attention(p["x"], at, n),
-            x=rows(len(positions), 3 * 6),
-        )
-    large = [
-        [40 * value for value in row] for row in rows(3, 3 * 2)
-    ]  # scores beyond e^709
-    yield case("attention", lambda p: m.attention(p["x"], range(3), 1), x=large)
+    model = GPT(config, seed=rng.random())
+    for name, x in model.params.items():
+        if isinstance(x[0], float):
+            model.params[name] = [number + rng.gauss(0, 0.5) for number in x]
+    return model
 
 
-def models(rng):
-    """(name, loss, parameters) for whole models: shapes at random, windows of several lengths."""
+def model_cases(seed):
+    """(name, loss of parameters, parameters) for whole models and several windows."""
+    rng = random.Random(seed)
     for _ in range(4):
-        n_head = rng.randint(1, 3)
-        config = Config(
-            vocab_size=rng.randint(2, 9),
-            block_size=rng.randint(2, 7),
-            n_layer=rng.randint(1, 2),
-            n_head=n_head,
-            n_embd=n_head * rng.randint(1, 3),
-        )
-        model = GPT(config, seed=rng.random())
-        for name, x in model.params.items():  # gains and biases off 1 and 0
-            if isinstance(x[0], float):
-                model.params[name] = [value + rng.gauss(0, 0.5) for value in x]
-        lengths = [
-            rng.randint(2, config.block_size + 1) for _ in range(rng.randint(1, 4))
-        ]
-        batch = [
-            [rng.randrange(config.vocab_size) for _ in range(length)]
-            for length in lengths
-        ]
-        yield (
-            "GPT",
-            lambda p, config=config, batch=batch: GPT(config, p).loss(batch),
-            model.params,
-        )
+        model = random_model(rng, rng.randint(2, 9), rng.randint(2, 7))
+        config = model.config
+        batch = []
+        for _ in range(rng.randint(1, 4)):
+            length = rng.randint(2, config.block_size + 1)
+            batch.append([rng.randrange(config.vocab_size) for _ in range(length)])
+
+        def loss(p, config=config, batch=batch):
+            return microgpt.PackedGPT(config, p).loss(batch)
+
+        yield "GPT", loss, model.params
+
+
+def train_and_read(seed):
+    """What becomes of a training, and of a text that is read in pieces after it."""
+    documents = ["ada", "bob", "abba", "dada", "cab", "abcabcabcabc", "d"]
+    tokenizer = microgpt.CharTokenizer(documents)
+    options = TrainConfig(
+        steps=4,
+        batch_size=3,
+        warmup=2,
+        weight_decay=0.5,
+        val_fraction=0.3,
+        eval_every=2,
+    )
+
+    def compute(engine):
+        model = random_model(random.Random(seed), tokenizer.vocab_size, 6)
+        trainer = Trainer(model, tokenizer, documents, options, engine)
+        found = {}
+        for step in trainer:
+            found[f"loss of step {step.step}"] = step.loss
+            found[f"held-out loss after step {step.step}"] = step.val_loss or 0.0
+        for name in model.params:
+            found[f"m of {name}"] = trainer.optimizer.m[name]
+            found[f"v of {name}"] = trainer.optimizer.v[name]
+        reader = microgpt.CachedGPT(trainer.model)
+        for tokens in ([4], [0, 1]):
+            found[f"logits of {tokens}"] = reader(tokens)[-1]
+        return found
+
+    return compute
 
 
 def load(module):
-    """Load a module by its path, or one beside this file by its name -> the engines that it has
-    put into microgpt.ENGINES, {name: engine}."""
-    here, before = os.path.dirname(os.path.abspath(__file__)), dict(microgpt.ENGINES)
-    path = next(
-        filter(os.path.isfile, (os.path.join(here, module + ".py"), module)), ""
-    )
-    sys.path[:0] = [here, os.path.dirname(os.path.abspath(path))]  # for what it imports
-    spec = importlib.util.spec_from_file_location(
-        os.path.basename(path).removesuffix(".py"), path
-    )
-    if not spec:
+    """Load a module by its path, or one beside this file by its name -> its engines."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    beside = os.path.join(here, f"{module}.py")
+    path = beside if os.path.isfile(beside) else module
+    if not path.endswith(".py") or not os.path.isfile(path):
         raise ImportError("there is no such module, here or beside check_engine.py")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    found = {
-        name: x for name, x in microgpt.ENGINES.items() if before.get(name) is not x
-    }
-    if not found:
-        raise ImportError(f"{module} puts no engine into microgpt.ENGINES")
-    return found
+    sys.path[:0] = [here, os.path.dirname(os.path.abspath(path))]  # for what it imports
+    name = os.path.basename(path)[: -len(".py")]
+    spec = importlib.util.spec_from_file_location(name, path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    engines = []
+    for x in vars(loaded).values():
+        if isinstance(x, type) and issubclass(x, ValueEngine) and x.__module__ == name:
+            engines.append(x)
+    if not engines:
+        raise ImportError(f"{module} has no class that is a microgpt.ValueEngine")
+    return engines
 
 
 def main(argv=None):
-    """Check the engines of the modules that are named; returns the exit status."""
+    """Check the engines of the modules that are named -> an exit status."""
     parser = argparse.ArgumentParser(
-        prog="check_engine",
-        description=(
-            "Compare engines with the scalar one: those that a module puts into microgpt.ENGINES."
-        ),
+        prog="check_engine", description="Compare engines with the scalar one."
     )
     parser.add_argument("modules", metavar="MODULE", nargs="*")
-    engines = (
-        {}
-        if (modules := parser.parse_args(argv).modules)
-        else {"tensor": microgpt.Tensor}
-    )
+    modules = parser.parse_args(argv).modules
+    engines = [] if modules else [microgpt.TensorEngine]
     what = ""
     try:
         for what in modules:
-            engines.update(load(what))
-        for what, engine in engines.items():
+            engines += load(what)
+        for engine in engines:
+            what = engine.name
             for layer, difference in check_engine(engine).items():
                 digits = f"10^{math.log10(difference):.0f}" if difference else "0"
-                print(f"{what:10} {layer:14} equal, but for {digits}")
+                print(f"{what:10} {layer:16} equal, but for {digits}")
     except Exception as error:  # whatever a stranger's module may do
-        return f"check_engine: {what}: {' '.join(str(error).split()) or type(error).__name__}"
+        why = " ".join(str(error).split()) or type(error).__name__
+        print(f"check_engine: {what}: {why}", file=sys.stderr)
+        return 1
     return 0
 
 

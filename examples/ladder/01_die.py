@@ -1,15 +1,18 @@
-"""Step 1, the die. What does one write who knows the letters and nothing else?
+"""Step 1, the die. What can you write if you know only the letters?
 
-A language model is something that says how likely each token is to come next. Here the tokens are
-the letters a to z and <|endoftext|>, with which a name ends. The simplest model is a die with 27
-sides: all tokens are equally likely, whatever came before. It has no parameters, which is what
-one calls the numbers that learning will tune; every later step is held against it. All steps are
-measured on the same 500 names, held out: not one of them is ever learned from. (These words are
-explained in the glossary at the head of microgpt.py.)
+A language model says how likely each token is to come next. Here the tokens are the
+letters a to z, and <|endoftext|>, which ends a name. The simplest model is a die with
+27 sides: all tokens are equally likely, whatever came before. The die has no
+parameters. (Parameters are the numbers that a model learns.) We compare every later
+step with the die.
 
-    python examples/ladder/01_die.py            # at once
+All steps are measured on the same 500 names. These names are held out: no step ever
+learns from them. The glossary at the top of microgpt.py explains words such as token.
 
-In microgpt.py: chapters "Documents", "Tokens", and "Generation", whose `sample` draws as here.
+    python examples/ladder/01_die.py            # takes no time
+
+In microgpt.py: chapters "Documents" and "Tokens"; and "Generation", where `sample`
+draws tokens in the same way.
 """
 
 import math
@@ -19,62 +22,69 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
-from microgpt import CharTokenizer, load_documents, split_documents
+from microgpt import CharTokenizer, read_documents, split_documents
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 SEED = 1
 
 
 def draw(probabilities, rng):
-    """A token, by its probability. Lay the probabilities end to end, as sections of a line from 0
-    to 1, and throw a dart at the line: the token is the one whose section it hits."""
+    """Draw a token. Its probability says how often it comes.
+
+    Lay the probabilities end to end, as sections of a line from 0 to 1. Throw a dart at
+    the line. The token is the one whose section the dart hits.
+    """
     dart = rng.random()
     for token, p in enumerate(probabilities):
         dart -= p
         if dart < 0:
             return token
-    return len(probabilities) - 1  # should rounding have left the line a bit too short
+    return len(probabilities) - 1  # rounding can leave the line a little too short
 
 
 def write(probabilities, end, rng):
-    """Draw tokens until the one that ends a name."""
+    """Draw tokens until one comes that ends the name."""
     tokens = []
-    while (token := draw(probabilities, rng)) != end:
+    token = draw(probabilities, rng)
+    while token != end:
         tokens.append(token)
+        token = draw(probabilities, rng)
     return tokens
 
 
 def tokens_of(names, tokenizer):
     """All that there is to predict in these names: their letters and their ends."""
-    return [
-        token for name in names for token in [*tokenizer.encode(name), tokenizer.end]
-    ]
+    tokens = []
+    for name in names:
+        tokens += tokenizer.encode(name) + [tokenizer.end]
+    return tokens
 
 
 def mean_loss(probabilities, tokens):
-    """How surprised is the model by the tokens of real names? Step 3 says why it is this."""
+    """How much do these tokens surprise the model? Step 3 explains the formula."""
     if not all(probabilities[token] for token in tokens):
-        return math.inf  # it said "never", and it happened
+        return math.inf  # the model said "never", and it happened
     return sum(-math.log(probabilities[token]) for token in tokens) / len(tokens)
 
 
 def main():
-    # In every step the same: names to learn from, and 500 others to measure by.
-    names = load_documents(DATA / "names.txt")
+    # The same in every step: names to learn from, and 500 others to measure with.
+    names = read_documents(DATA / "names.txt")
     tokenizer = CharTokenizer(names)
     names, held_out = split_documents(names, seed=42)
     held_out = tokens_of(held_out[:500], tokenizer)
 
-    die = [1 / tokenizer.vocab_size] * tokenizer.vocab_size
-    print(f"A real name: {names[0]}. Names from a die with {len(die)} sides:")
+    n_sides = tokenizer.vocab_size
+    die = [1 / n_sides] * n_sides
+    print(f"A real name: {names[0]}. Names from a die with {n_sides} sides:")
     rng = random.Random(SEED)
     for _ in range(8):
         print("   ", tokenizer.decode(write(die, tokenizer.end, rng))[:60])
 
     loss = mean_loss(die, held_out)
     print(
-        f"Its loss, the surprise at other names, is {loss:.3f} = log {math.exp(loss):.0f}:\n"
-        f"at every letter it hesitates between {math.exp(loss):.0f}. Less is better."
+        f"Its loss says how much other names surprise it: {loss:.3f} = log {n_sides}.\n"
+        f"It always hesitates between {math.exp(loss):.0f} tokens. Lower is better."
     )
     print(f"die: 0 parameters, held-out loss {loss:.3f}")
 
@@ -83,7 +93,8 @@ if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - How long are the names of the die, on average, and how long are real ones? Count 1,000.
-#   (26 letters, as one side in 27 ends a name; 6.4.)
-# - Take the letter q off the die, and share what it had among the others. Does the loss rise? (To
-#   infinity, as there is a q among the held-out names. Never say never.)
+# - How long are the die's names, on average? How long are real ones? Count 1,000 of
+#   each. (26 letters, because one side in 27 ends a name; 6.4 letters.)
+# - Take the letter q off the die, and share its probability among the other tokens.
+#   Does the loss rise? (It becomes infinite, because a held-out name has a q. Never say
+#   never.)

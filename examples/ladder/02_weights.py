@@ -1,12 +1,12 @@
-"""Step 2, the weights. How does one tell a model that an a is likelier than a q?
+"""Step 2, the weights. How do you tell a model that a is likelier than q?
 
-Give every token a number, its weight: the higher, the likelier. Such scores may be anything, but
-probabilities may not: each must be at least 0, and together they make 1. What turns the ones into
-the others is softmax: e to the power of the score, divided by the sum of them all. A score that
-is meant to go through softmax is called a logit. Here a person sets the weights; from step 4 on
-they are learned.
+Give every token a number, its weight: the higher the weight, the likelier the token. A
+weight can be any number. Probabilities are different: none is below 0, and together
+they make 1. Softmax turns scores into probabilities: it takes e to the power of each
+score, and divides by the sum of them all. A score that goes into softmax is called a
+logit. Here you set the weights yourself. From step 4 on, the machine learns them.
 
-    python examples/ladder/02_weights.py        # at once
+    python examples/ladder/02_weights.py        # takes no time
 
 In microgpt.py: chapter "Layers", `softmax`. Before: 01_die.py.
 """
@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
-from microgpt import END, CharTokenizer, load_documents, split_documents
+from microgpt import END, CharTokenizer, read_documents, split_documents
 
 DATA = Path(__file__).resolve().parents[2] / "data"
-# What one may know of names without counting. What is not here has the weight 0.
+# What you can guess about names without counting. All other tokens have the weight 0.
 WEIGHTS = {
     "a": 1,
     "e": 1,
@@ -37,43 +37,56 @@ WEIGHTS = {
 
 
 def softmax(scores):
-    exps = [math.exp(score) for score in scores]
-    return [e / sum(exps) for e in exps]
+    powers = [math.exp(score) for score in scores]
+    return [power / sum(powers) for power in powers]
+
+
+def show_three_ways(scores):
+    """Why softmax? Divide by the sum of the scores, of their squares, or of e^score."""
+    print("Three ways to turn the scores 3, 1, 0 and -2 into probabilities:")
+    ways = {
+        "score": scores,
+        "score squared": [score**2 for score in scores],
+        "e^score: softmax": [math.exp(score) for score in scores],
+    }
+    for name, parts in ways.items():
+        shares = [f"{part / sum(parts):8.3f}" for part in parts]
+        print(f"    {name:18}", *shares)
+    print(
+        "The first way makes a probability below 0. The second puts the lowest score\n"
+        "in second place. Softmax keeps the order. And a score that is 1 higher makes\n"
+        "a token e = 2.7 times as likely, compared with any other token.\n"
+    )
+
+
+def tokens_of(names, tokenizer):
+    """All that there is to predict in these names: their letters and their ends."""
+    tokens = []
+    for name in names:
+        tokens += tokenizer.encode(name) + [tokenizer.end]
+    return tokens
 
 
 def main():
-    print("Three ways to make probabilities of the scores 3, 1, 0 and -2:")
-    for name, positive in (
-        ("score", lambda x: x),
-        ("score squared", lambda x: x * x),
-        ("e^score: softmax", math.exp),
-    ):
-        parts = [positive(x) for x in (3, 1, 0, -2)]
-        print(f"    {name:18}", *(f"{part / sum(parts):8.3f}" for part in parts))
-    print(
-        "A probability below 0 is none; squared, the worst score comes second. Softmax keeps\n"
-        "the order; 1 more makes a token e = 2.7 times as likely, compared with any other.\n"
-    )
+    show_three_ways([3, 1, 0, -2])
 
-    names = load_documents(DATA / "names.txt")
+    names = read_documents(DATA / "names.txt")
     tokenizer = CharTokenizer(names)
     names, held_out = split_documents(names, seed=42)
-    held_out = [
-        token
-        for name in held_out[:500]
-        for token in [*tokenizer.encode(name), tokenizer.end]
-    ]
+    held_out = tokens_of(held_out[:500], tokenizer)
 
-    probabilities = softmax([WEIGHTS.get(token, 0) for token in tokenizer.vocab])
+    probabilities = softmax([WEIGHTS.get(token, 0) for token in tokenizer.tokens])
+    print("token  weight  probability")
     for token in "anbq":
         p = probabilities[tokenizer.vocab[token]]
-        print(f"    {token} {WEIGHTS.get(token, 0):5} {p:7.1%}")
+        print(f"{token:5} {WEIGHTS.get(token, 0):7} {p:12.1%}")
+    print("Names from these weights:")
     rng = random.Random(1)
     for _ in range(8):
         name = ""
-        while not name.endswith(END):  # `choices` draws as `draw` in step 1 does
-            name += rng.choices(list(tokenizer.vocab), probabilities)[0]
-        print("   ", name.replace(END, "") or "(nothing: the end came first)")
+        while not name.endswith(END):  # `choices` draws as `draw` does in step 1
+            name += rng.choices(tokenizer.tokens, probabilities)[0]
+        print("   ", name.replace(END, "") or "(no letters: the end came first)")
 
     loss = sum(-math.log(probabilities[token]) for token in held_out) / len(held_out)
     print(f"weights: {tokenizer.vocab_size} parameters, held-out loss {loss:.3f}")
@@ -83,9 +96,10 @@ if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - Add 10 to all the weights. What changes? (Nothing: e^10 goes into every part and into the
-#   sum.)
-# - Double the weights. (The likely gets likelier, the rare rarer, and the loss falls: they were
-#   too timid.) And once more? (Now they are too bold: the loss rises above that of the die. Step
-#   10 has a knob for this, the temperature.)
-# - Can you find better ones? (Not below 2.91. Step 4 tells why, and how to get there.)
+# - Add 10 to all weights, those of 0 included. What changes? (Nothing: every part and
+#   the sum become e^10 times as large.)
+# - Double the weights. (Likely tokens become likelier, rare ones rarer, and the loss
+#   falls: the weights were too timid.) Double them again. (Now they are too bold: the
+#   loss is higher than the die's. Step 10 has a knob for this, the temperature.)
+# - Can you find better weights? (You cannot get below 2.91. Step 4 shows why, and how
+#   to get there.)

@@ -1,16 +1,21 @@
-"""Step 3, the loss. How does one tell which of two models is better?
+"""Step 3, the loss. How can you tell which of two models is better?
 
-Show both a real name that neither has seen, and look how surprised they are. The obvious measure
-is 1 - p, the probability that the model gave to everything else, token by token. It is a bad one:
-if an a comes with share s, s (1 - p) + (1 - s) p is a straight line in p, and lowest at one of its
-ends, so it is best to bet all on the most frequent letter. But -s log p - (1 - s) log(1 - p) is
-flat, and lowest, where p = s: with -log p it is best to say how frequent each token really is.
-It also adds up: the probability of a name is a product, its logarithm a sum. (Source: Good 1952,
-"Rational Decisions".)
+Show both models a real name that they have not seen, and measure their surprise. The
+obvious measure is 1 - p: the probability that the model gave to all the wrong tokens.
+It is a bad measure. Suppose that a share s of all tokens are an a, and that the model
+gives a the probability p. The mean of 1 - p is then s (1 - p) + (1 - s) p. That is a
+straight line in p, and it is lowest at one of its ends. So the best model would be the
+one that bets everything on the most frequent letter.
 
-    python examples/ladder/03_loss.py           # at once
+With -log p, the mean is -s log p - (1 - s) log(1 - p). That is a curve, and it is
+lowest at p = s. So the best model is the one that says how frequent each token really
+is. And -log p adds up: the probability of a name is a product, so its logarithm is a
+sum. (Source: Good 1952, "Rational Decisions".)
 
-In microgpt.py: chapter "Layers", `cross_entropy`; chapter "Looking inside". Before: 02_weights.py.
+    python examples/ladder/03_loss.py           # takes no time
+
+In microgpt.py: chapter "Layers", `cross_entropy`; chapter "Looking inside". Before:
+02_weights.py.
 """
 
 import math
@@ -20,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
-from microgpt import END, CharTokenizer, load_documents, softmax, split_documents
+from microgpt import END, CharTokenizer, read_documents, softmax, split_documents
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 WEIGHTS = {
@@ -38,66 +43,79 @@ WEIGHTS = {
 
 
 def mean_miss(probabilities, tokens):
+    """The mean of 1 - p."""
     return sum(1 - probabilities[token] for token in tokens) / len(tokens)
 
 
 def mean_surprise(probabilities, tokens):
+    """The mean of -log p: the loss."""
     if not all(probabilities[token] for token in tokens):
-        return math.inf  # it said "never", and it happened
+        return math.inf  # the model said "never", and it happened
     return sum(-math.log(probabilities[token]) for token in tokens) / len(tokens)
 
 
 def tokens_of(names, tokenizer):
-    return [
-        token for name in names for token in [*tokenizer.encode(name), tokenizer.end]
-    ]
+    """All that there is to predict in these names: their letters and their ends."""
+    tokens = []
+    for name in names:
+        tokens += tokenizer.encode(name) + [tokenizer.end]
+    return tokens
+
+
+def show_name(name, probabilities, tokenizer):
+    """The surprise at each token of a name."""
+    print("token      p   1 - p  -log p")
+    product = 1.0
+    for token in tokens_of([name], tokenizer):
+        p = probabilities[token]
+        product *= p
+        shown = "end" if token == tokenizer.end else tokenizer.decode([token])
+        print(f"{shown:5} {p:6.1%} {1 - p:7.3f} {-math.log(p):7.3f}")
+    print(
+        f"The product of all p, {product:.2g}, is the probability of {name}.\n"
+        f"The sum of all -log p is {-math.log(product):.3f}. The loss is their mean.\n"
+    )
 
 
 def main():
-    names = load_documents(DATA / "names.txt")
+    names = read_documents(DATA / "names.txt")
     tokenizer = CharTokenizer(names)
     names, held_out = split_documents(names, seed=42)
-    tokens, held_out = tokens_of(names, tokenizer), tokens_of(held_out[:500], tokenizer)
+    held_out = tokens_of(held_out[:500], tokenizer)
 
-    by_hand = softmax([WEIGHTS.get(token, 0) for token in tokenizer.vocab])
-    print("token      p   1 - p  -log p")
-    anna = [by_hand[token] for token in tokens_of(["anna"], tokenizer)]
-    for token, p in zip([*"anna", "end"], anna):
-        print(f"{token:5} {p:6.1%} {1 - p:7.3f} {-math.log(p):7.3f}")
-    print(
-        f"The product of the p, {math.prod(anna):.2g}, is how likely anna is. The sum of the\n"
-        f"-log p is its -log, {-math.log(math.prod(anna)):.3f}; her loss, a token, is a fifth.\n"
-    )
+    by_hand = softmax([WEIGHTS.get(token, 0) for token in tokenizer.tokens])
+    show_name("anna", by_hand, tokenizer)
 
+    tokens = tokens_of(names, tokenizer)
     counts = Counter(tokens)
     models = {
         "die": [1 / tokenizer.vocab_size] * tokenizer.vocab_size,
         "weights by hand": by_hand,
-        "all on the a": [float(token == "a") for token in tokenizer.vocab],
+        "all on the a": [float(token == "a") for token in tokenizer.tokens],
         "frequencies": [counts[i] / len(tokens) for i in range(tokenizer.vocab_size)],
     }
-    print("                   1 - p  -log p    (held-out names; less is better)")
+    print("                   1 - p  -log p    (held-out names; lower is better)")
     for name, probabilities in models.items():
-        print(
-            f"{name:16} {mean_miss(probabilities, held_out):7.3f}"
-            f" {mean_surprise(probabilities, held_out):7.3f}"
-        )
+        miss = mean_miss(probabilities, held_out)
+        surprise = mean_surprise(probabilities, held_out)
+        print(f"{name:16} {miss:7.3f} {surprise:7.3f}")
     print(
-        "By 1 - p the best of them is the one that writes aaaaaaaa and never stops; by -log p\n"
-        "it is the worst, and the frequencies are best. The weights by hand, so measured:"
+        "By 1 - p, the best model is the one that writes aaaaaaaa and never stops. By\n"
+        "-log p it is the worst, and the frequencies are best. So we measure by -log p:"
     )
-    print(
-        f"loss: {tokenizer.vocab_size} parameters, "
-        f"held-out loss {mean_surprise(by_hand, held_out):.3f}"
-    )
+    loss = mean_surprise(by_hand, held_out)
+    print(f"loss: {tokenizer.vocab_size} parameters, held-out loss {loss:.3f}")
 
 
 if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - Why e^-loss = 0.048 for the weights by hand? (It is the probability of an average token, by the
-#   average that suits products: as if it chose among 1 / 0.048 = 21 equally likely letters.)
-# - Take the logarithm to the base 2, math.log2. (All losses are 1.44 times as large: they are in
-#   bits, and e^loss becomes 2^loss. In nats, as here, slopes are simpler.)
-# - Let "all on the a" keep 0.001 for each other token. (A loss of 5.94: still the worst of all.)
+# - For the weights by hand, e^-loss is 0.048. What does this number mean? (It is the
+#   probability of an average token, with the kind of average that suits products. The
+#   model is as unsure as if it chose among 1 / 0.048 = 21 equally likely tokens.)
+# - Take the logarithm to the base 2, math.log2. (All losses become 1.44 times as large.
+#   They are in bits now, and e^loss becomes 2^loss. In nats, as here, slopes are
+#   simpler.)
+# - Let "all on the a" give 0.001 to each other token. (Its loss is 5.94: still the
+#   worst of all.)

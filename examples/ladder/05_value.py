@@ -1,18 +1,24 @@
-"""Step 5, Value. How does one get all slopes at once?
+"""Step 5, Value. How can we get all slopes at once?
 
-A loss is computed from the weights in small steps, +, *, exp and log, and the slope of each is
-known from school. A `Value` is a number that remembers which numbers it was computed from, and
-with which slopes; `backward` walks from the loss back to the weights. Take b = a + a, c = b + b,
-d = b + c: how fast does d grow with a? Slopes are multiplied along a way, and ways are added up.
-From d to b lead three ways of slope 1, one directly and two through c, and from b to a two: 6. So
-b may hand its slope on only when c has handed on its own, or a gets 2, or too much: parents before
-children, which is called a topological order. One walk there and one back give the slopes of any
-number of weights, as exactly as nudging does, and far sooner. (Source: Linnainmaa 1970; Rumelhart,
+A loss is computed from the weights in small operations: +, *, exp and log. The slope of
+each of them is known. A `Value` is a number that remembers which numbers it was
+computed from, and with which slopes. Its `backward` walks from the loss back to the
+weights.
+
+Take b = a + a, c = b + b, d = b + c. How fast does d grow with a? Multiply the slopes
+along each path, and add up the paths. Three paths of slope 1 lead from d to b: one
+directly, and two through c. Two lead from b to a. So the slope is 3 * 2 = 6. But b must
+not hand on its slope to a before c has handed on its own to b, or a gets 2. So
+`backward` visits a number only after all numbers that were computed from it. This is
+called a topological order.
+
+One walk forward and one walk back give the slopes of any number of weights. They are as
+exact as those of nudging, and come much sooner. (Source: Linnainmaa 1970; Rumelhart,
 Hinton and Williams 1986, "Learning representations by back-propagating errors".)
 
     python examples/ladder/05_value.py          # 2 seconds
 
-In microgpt.py: chapter "Value", where it is made. Before: 04_nudging.py.
+In microgpt.py: chapter "Value", which builds it. Before: 04_nudging.py.
 """
 
 import sys
@@ -22,44 +28,50 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.py is
 
-from microgpt import CharTokenizer, Value, load_documents, log, softmax, split_documents
+from microgpt import CharTokenizer, Value, log, read_documents, softmax, split_documents
 
 DATA = Path(__file__).resolve().parents[2] / "data"
-STEPS, RATE, NUDGE = 100, 10.0, 1e-5
+STEPS = 100
+RATE = 10.0
+NUDGE = 1e-5
 
 
 def loss_of(weights, shares):
-    """As in step 4. The weights may be floats or Values: it is the same arithmetic."""
+    """As in step 4. The weights may be floats or Values: the formula is the same."""
     return sum(-log(p) * share for p, share in zip(softmax(weights), shares))
 
 
-def nudged(weights, i, by):
-    return [weight + by if j == i else weight for j, weight in enumerate(weights)]
-
-
-def gradient_by_nudging(weights, shares):
-    return [
-        (
-            loss_of(nudged(weights, i, NUDGE), shares)
-            - loss_of(nudged(weights, i, -NUDGE), shares)
-        )
-        / (2 * NUDGE)
-        for i in range(len(weights))
-    ]
-
-
 def gradient_by_backward(weights, shares):
+    """The slope of the loss along each weight, with Values."""
     values = [Value(weight) for weight in weights]
     loss_of(values, shares).backward()
     return [value.grad for value in values]
 
 
+def gradient_by_nudging(weights, shares):
+    """The same slopes, as in step 4."""
+    slopes = []
+    for i in range(len(weights)):
+        up = loss_of(nudged(weights, i, NUDGE), shares)
+        down = loss_of(nudged(weights, i, -NUDGE), shares)
+        slopes.append((up - down) / (2 * NUDGE))
+    return slopes
+
+
+def nudged(weights, i, nudge):
+    """The same weights, but for number i."""
+    changed = list(weights)
+    changed[i] += nudge
+    return changed
+
+
 def shares_of(names, tokenizer):
-    """How much of these names each token is, their ends included."""
-    counts = Counter(
-        token for name in names for token in [*tokenizer.encode(name), tokenizer.end]
-    )
-    return [counts[i] / sum(counts.values()) for i in range(tokenizer.vocab_size)]
+    """The share of each token in these names, their ends included."""
+    counts = Counter()
+    for name in names:
+        counts.update(tokenizer.encode(name) + [tokenizer.end])
+    total = sum(counts.values())
+    return [counts[i] / total for i in range(tokenizer.vocab_size)]
 
 
 def milliseconds(function, *args):
@@ -68,53 +80,57 @@ def milliseconds(function, *args):
     return 1000 * (time.perf_counter() - started)
 
 
+def compare(weights, shares, tokenizer):
+    """Do both ways give the same slopes, and how long do they take?"""
+    up_down = gradient_by_nudging(weights, shares)
+    backward = gradient_by_backward(weights, shares)
+    print("token   by nudging  by backward")
+    for i in tokenizer.encode("aeiouqz"):
+        print(f"{tokenizer.decode([i]):5} {up_down[i]:12.8f} {backward[i]:12.8f}")
+    difference = max(abs(x - y) for x, y in zip(up_down, backward))
+    print(f"Largest difference among all {len(weights)} weights: {difference:.0e}")
+    for n in (len(weights), 729):  # step 6 has a table of 729 weights
+        weights = [0.0] * n
+        shares = [1 / n] * n
+        slow = milliseconds(gradient_by_nudging, weights, shares)
+        fast = milliseconds(gradient_by_backward, weights, shares)
+        print(
+            f"Time for {n:3} weights: nudging {slow:6.1f} ms, backward {fast:4.1f} ms"
+        )
+
+
 def main():
     a = Value(3.0)
     b = a + a
     c = b + b
     d = b + c
     d.backward()
-    print(
-        f"b = a + a, c = b + b, d = b + c: the slope of d by a is {a.grad}, by b {b.grad}."
-    )
+    print("b = a + a, c = b + b, d = b + c:")
+    print(f"the slope of d along a is {a.grad}, along b {b.grad}.")
 
-    names = load_documents(DATA / "names.txt")
+    names = read_documents(DATA / "names.txt")
     tokenizer = CharTokenizer(names)
     names, held_out = split_documents(names, seed=42)
-    shares, held_out = shares_of(names, tokenizer), shares_of(held_out[:500], tokenizer)
-
+    shares = shares_of(names, tokenizer)
     weights = [0.0] * tokenizer.vocab_size
-    up_down, backward = (
-        f(weights, shares) for f in (gradient_by_nudging, gradient_by_backward)
-    )
-    print("token   by nudging  by backward")
-    for i in tokenizer.encode("aeiouqz"):
-        print(f"{tokenizer.decode([i]):5} {up_down[i]:12.8f} {backward[i]:12.8f}")
-    difference = max(abs(slope - other) for slope, other in zip(up_down, backward))
-    print(f"Largest difference of all {len(weights)}: {difference:.0e}")
-    for n in len(weights), 729:  # 729 weights has the table of step 6
-        args = [0.0] * n, [1 / n] * n
-        times = [
-            milliseconds(f, *args) for f in (gradient_by_nudging, gradient_by_backward)
-        ]
-        print(
-            f"Time for {n:3} weights: nudging {times[0]:6.1f} ms, backward {times[1]:4.1f} ms"
-        )
+    compare(weights, shares, tokenizer)
 
     for _ in range(STEPS):
         slopes = gradient_by_backward(weights, shares)
         weights = [weight - RATE * slope for weight, slope in zip(weights, slopes)]
-    print(
-        f"value: {len(weights)} parameters, held-out loss {loss_of(weights, held_out):.3f}"
-    )
+    loss = loss_of(weights, shares_of(held_out[:500], tokenizer))
+    print(f"value: {len(weights)} parameters, held-out loss {loss:.3f}")
 
 
 if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - Spoil a slope: in microgpt.py, let `exp` have the slope 1.0, not e. Does the table show it?
-#   (No! All weights are 0 here, and e^0 is 1. Start from weights of 0.1 * i: it shows in all.)
-# - d = b * c instead of b + c: what is its slope by a, at 3? (d is 2a * 4a = 8a^2: 16a, 48.)
-# - With how many weights is nudging the quicker way? (With hardly any: it needs two losses for
-#   each, and one walk there and back takes about as long as ten.)
+# - Spoil a slope: in microgpt.py, let `exp` return Value(y, (x,), (1.0,)). Does the
+#   table show it? (No! All weights are 0 here, and e^0 is 1. Start from weights of 0.1
+#   * i: now every row shows it.)
+# - Write d = b * c instead of b + c. What is the slope of d along a, at 3? (48: d is 2a
+#   * 4a = 8a^2, so its slope is 16a.)
+# - With how few weights is nudging quicker? (With fewer than five or so. Nudging takes
+#   two losses for each weight. One walk forward and one back take as long as about
+#   ten.)

@@ -1,18 +1,22 @@
-"""Step 8, attention. How can a token find what it needs, wherever that stands?
+"""Step 8, attention. How can a token find what it needs, wherever that is?
 
-"foxes chase cats because": who plays? The window of step 7 looks at fixed places, and no further.
-With attention each token asks for something, its query; every token so far says what it is, its
-key; where the two agree, their dot product is large. Softmax makes weights of these products, and
-what arrives is the mean of all values, so weighted. Query, key and value are sums of the
-embedding's numbers, and learned. What a token is itself goes its own way into the hidden layer.
+Who plays in "foxes chase cats because"? The window of step 7 looks at three fixed
+places. With attention, a token can look at all tokens so far. It says what it is
+looking for: its query. Every token says what it is: its key. Where the two match, their
+dot product is large. Softmax turns these products into weights, and the token receives
+the mean of all values, with these weights. Queries, keys and values are weighted sums
+of an embedding's numbers, and the weights are learned. The token's own embedding goes
+into the hidden layer by a separate way.
 
-A mean is the same in any order. So that order can matter there is a second table, wpe, with a row
-for each position, which is added to the token's: without it, "dogs chase cats" is "cats chase
-dogs". (Source: Vaswani et al. 2017, "Attention Is All You Need".)
+A mean is the same in any order. To let order matter, we add a row of a second table,
+wpe, to each embedding: there is one row for each position. Without it, "dogs chase
+cats" is the same as "cats chase dogs". (Source: Vaswani et al. 2017, "Attention Is All
+You Need".)
 
     python examples/ladder/08_attention.py      # 10 seconds
 
-In microgpt.py: chapter "Layers", `attention`, where the arithmetic is. Before: 07_window.py.
+In microgpt.py: chapter "Layers", `attention`, which has the arithmetic. Before:
+07_window.py.
 """
 
 import math
@@ -29,115 +33,137 @@ from microgpt import (
     add,
     attention,
     cross_entropy,
+    dot,
     embedding,
     gelu,
-    gradients,
     linear,
-    load_documents,
-    pack,
+    read_documents,
     softmax,
     split_documents,
 )
 
 DATA = Path(__file__).resolve().parents[2] / "data"
-WORD, STEPS = "because", 300
-N_EMBD, N_HIDDEN, BATCH, RATE, SEED = 8, 16, 4, 1.0, 3
+WORD = "because"
+N_EMBD = 8
+N_HIDDEN = 16
+STEPS = 300  # on sentences; on names, 800
+BATCH = 4
+RATE = 1.0
+SEED = 3
 
 
-def logits_of(params, tokens, positions, weights=None):
+def embed(params, tokens):
+    """For each token its embedding, plus that of its position."""
     x = embedding(params["wte"], tokens)
     if "wpe" in params:
-        x = add(x, embedding(params["wpe"], positions))
-    n_head = 1  # of which step 9 has two
-    found = attention(
-        linear(x, params["query_key_value"]), positions, n_head, heads=weights
-    )
+        x = add(x, embedding(params["wpe"], range(len(tokens))))
+    return x
+
+
+def logits_of(params, tokens):
+    """For each token, the logits of the token after it."""
+    x = embed(params, tokens)
+    found = attention(linear(x, params["query_key_value"]), n_head=1)
     hidden = add(linear(x, params["from_own"]), linear(found, params["from_found"]))
     return linear(gelu(hidden), params["out"])
 
 
+def loss_of(params, windows):
+    """The mean loss over all predictions in these windows."""
+    total = 0.0
+    n_predictions = 0
+    for window in windows:
+        n = len(window) - 1
+        total += cross_entropy(logits_of(params, window[:-1]), window[1:]) * n
+        n_predictions += n
+    return total / n_predictions
+
+
 def windows_of(documents, vocab):
-    return [
-        [vocab[END], *map(vocab.get, document), vocab[END]] for document in documents
-    ]
+    """Each document as ids, between two <|endoftext|>."""
+    return [[vocab[token] for token in [END, *document, END]] for document in documents]
 
 
-def train(windows, vocab_size, steps, without=None):
+def random_table(n_rows, n_columns, size, rng):
+    return [[rng.gauss(0, size) for _ in range(n_columns)] for _ in range(n_rows)]
+
+
+def train(windows, vocab_size, steps, positions=True):
+    """Gradient descent, as in step 7."""
     rng = random.Random(SEED)
-    shapes = {
-        "wte": (vocab_size, N_EMBD, 1.0),
-        "wpe": (16, N_EMBD, 1.0),
-        "query_key_value": (3 * N_EMBD, N_EMBD, 0.35),
-        "from_own": (N_HIDDEN, N_EMBD, 0.25),
-        "from_found": (N_HIDDEN, N_EMBD, 0.25),
-        "out": (vocab_size, N_HIDDEN, 0.02),
-    }
     params = {
-        name: [[rng.gauss(0, size) for _ in range(n_in)] for _ in range(n_out)]
-        for name, (n_out, n_in, size) in shapes.items()
-        if name != without
+        "wte": random_table(vocab_size, N_EMBD, 1.0, rng),
+        "wpe": random_table(16, N_EMBD, 1.0, rng),
+        "query_key_value": random_table(3 * N_EMBD, N_EMBD, 0.35, rng),
+        "from_own": random_table(N_HIDDEN, N_EMBD, 0.25, rng),
+        "from_found": random_table(N_HIDDEN, N_EMBD, 0.25, rng),
+        "out": random_table(vocab_size, N_HIDDEN, 0.02, rng),
     }
+    if not positions:
+        del params["wpe"]
     for step in range(steps):
-        tokens, positions, targets = pack(
-            [windows[(step * BATCH + i) % len(windows)] for i in range(BATCH)]
-        )
+        batch = [windows[(step * BATCH + i) % len(windows)] for i in range(BATCH)]
         tensors = {name: Tensor(table) for name, table in params.items()}
-        cross_entropy(logits_of(tensors, tokens, positions), targets).backward()
+        loss_of(tensors, batch).backward()
         rate = RATE * (1 - step / steps)
-        for name, slopes in gradients(tensors).items():
-            params[name] = step_against(slopes, params[name], rate)
+        for name, tensor in tensors.items():
+            descend(params[name], tensor.grad, rate)
     return params
 
 
-def step_against(slopes, table, rate):
-    return [
-        [weight - rate * slope for weight, slope in zip(row, row_slopes)]
-        for row, row_slopes in zip(table, slopes)
-    ]
+def descend(table, slopes, rate):
+    """Move every weight against its slope."""
+    for row, row_slopes in zip(table, slopes):
+        row[:] = [weight - rate * slope for weight, slope in zip(row, row_slopes)]
 
 
-def who_plays(params, words, a, verb, b):
-    """-> (the probability of each word after "a verb b because", the weights of these four)"""
-    weights, tokens = [[]], [words[END], words[a], words[verb], words[b], words[WORD]]
-    logits = logits_of(params, tokens, range(5), weights)
-    [head] = weights
-    return softmax(logits[-1]), head[-1][1:]  # of the last token, without <|endoftext|>
+def weights_of_last(params, tokens):
+    """How much does the last token look at each token?"""
+    rows = linear(embed(params, tokens), params["query_key_value"])
+    query = rows[-1][:N_EMBD]
+    keys = [row[N_EMBD : 2 * N_EMBD] for row in rows]
+    return softmax([dot(query, key) / math.sqrt(N_EMBD) for key in keys])
+
+
+def show(params, words, a, verb, b):
+    """Where does the model look after "a verb b because", and what does it predict?"""
+    beginning = [a, verb, b, WORD]
+    tokens = [words[word] for word in [END, *beginning]]
+    weights = weights_of_last(params, tokens)[1:]  # without <|endoftext|>
+    looks = [f"{word} {weight:.0%} " for word, weight in zip(beginning, weights)]
+    p = softmax(logits_of(params, tokens)[-1])
+    print("   ", *looks, f"-> {a} {p[words[a]]:.1%}, {b} {p[words[b]]:.1%}")
+
+
+def loss_after_word(params, windows):
+    """The mean loss at the animal after WORD, the fifth word."""
+    losses = []
+    for window in windows:
+        logits = logits_of(params, window[:5])
+        losses.append(cross_entropy(logits[-1:], window[5:6]))
+    return sum(losses) / len(losses)
 
 
 def main():
-    sentences = [line.split() for line in load_documents(DATA / "sentences.txt")]
-    words = CharTokenizer(sentences).vocab  # of lists of words: a token for each word
-    sentences, unseen = (
-        [s for s in part if WORD in s]
-        for part in split_documents(sentences, 0.25, seed=42)
-    )
-    for without in None, "wpe":
-        params = train(windows_of(sentences, words), len(words), STEPS, without)
-        print("Without positions:" if without else "With positions:")
-        first, verb, second, *_ = unseen[0]
-        for a, b in (first, second), (second, first):
-            p, weights = who_plays(params, words, a, verb, b)
-            print(
-                "   ",
-                *(
-                    f"{word} {weight:.0%} "
-                    for word, weight in zip((a, verb, b, WORD), weights)
-                ),
-                f"-> {a} {p[words[a]]:.1%}, {b} {p[words[b]]:.1%}",
-            )
-        losses = [
-            -math.log(who_plays(params, words, *s[:3])[0][words[s[4]]]) for s in unseen
-        ]
-        print(
-            f"    loss of the right animal in unseen sentences: {sum(losses) / len(losses):.3f}"
-        )
+    sentences = [line.split() for line in read_documents(DATA / "sentences.txt")]
+    words = CharTokenizer(sentences).vocab  # a token for each word
+    sentences, unseen = split_documents(sentences, 0.25, seed=42)
+    sentences = [sentence for sentence in sentences if WORD in sentence]
+    unseen = [sentence for sentence in unseen if WORD in sentence]
+    a, verb, b = unseen[0][:3]
+    for positions in (True, False):
+        params = train(windows_of(sentences, words), len(words), STEPS, positions)
+        print("With positions:" if positions else "Without positions:")
+        show(params, words, a, verb, b)
+        show(params, words, b, verb, a)
+        loss = loss_after_word(params, windows_of(unseen, words))
+        print(f"    loss of the right animal in unseen sentences: {loss:.3f}")
 
-    names = load_documents(DATA / "names.txt")
+    names = read_documents(DATA / "names.txt")
     vocab = CharTokenizer(names).vocab
     names, held_out = split_documents(names, seed=42)
     params = train(windows_of(names, vocab), len(vocab), 800)
-    tokens, positions, targets = pack(windows_of(held_out[:500], vocab))
-    loss = cross_entropy(logits_of(params, tokens, positions), targets)
+    loss = loss_of(params, windows_of(held_out[:500], vocab))
     size = sum(len(table) * len(table[0]) for table in params.values())
     print(f"attention: {size:,} parameters, held-out loss {loss:.3f}")
 
@@ -146,9 +172,11 @@ if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - WORD = "so": where will it look? (At the second animal, the one that hides. But with SEED = 1 it
-#   does not find it: descent only goes downhill, and not every valley is the deepest.)
-# - How good could it get without positions, given time? (Not below log 2 = 0.69: of a sentence and
-#   the one with its animals exchanged it says the same, and is right at most in one.)
-# - What of the words to come, at which nothing may look? (They are not in the sum: in microgpt.py
-#   the causal mask is a slice.)
+# - WORD = "so": where will it look? (At the second animal, the one that hides. But with
+#   SEED = 1 it does not find it: descent only goes downhill, and not every valley is
+#   the deepest one.)
+# - How good can the model become without positions, however long you train it? (Not
+#   below log 2 = 0.69. It says the same about a sentence and the one with its animals
+#   exchanged, and it is right about one of them at most.)
+# - No token may look at later ones. What hides them? (They are not in the sum: the
+#   causal mask in microgpt.py is a slice.)

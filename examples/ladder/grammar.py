@@ -1,15 +1,18 @@
-"""Where the sentences of the ladder come from: all that a small grammar makes, each once.
+"""Where the ladder's sentences come from: all sentences of a small grammar, each once.
 
-    python examples/ladder/grammar.py           # writes data/sentences.txt from data/grammar.txt
+    python examples/ladder/grammar.py    # data/grammar.txt -> data/sentences.txt
 
-data/grammar.txt has two parts. First classes: a name in capitals, then its words. After a blank
-line patterns: a name stands for a word of that class, and with a number, as ANIMAL1 and ANIMAL2,
-for the same word wherever it has the same number and for another one where it has another.
+data/grammar.txt has two parts. The first lists classes: a name in capitals, then the
+words of the class. After a blank line, the second lists patterns. In a pattern, the
+name of a class stands for one of its words. A name with a number, such as ANIMAL1,
+stands for the same word wherever it has the same number, and for another word where it
+has another number.
 
-What is the best loss that a model of these sentences can have? All are equally likely, so one
-who knows the grammar (but not which sentences were held out) gives each 1 / n: a sentence costs
-log n, and a token log n / (tokens in a sentence), on average. Step 9 holds its losses against
-that of its pattern, log 180 / 7.
+What is the best loss that a model of these sentences can have? All n sentences are
+equally likely. A model that knows the grammar (but not which sentences are held out)
+gives each of them the probability 1 / n. So a sentence costs log n, and a token costs
+log n / (tokens in a sentence), on average. Step 9 compares its losses with that of its
+pattern, log 180 / 7.
 """
 
 import random
@@ -21,33 +24,37 @@ GRAMMAR = Path(__file__).resolve().parents[2] / "data" / "grammar.txt"
 
 def read_grammar(path=GRAMMAR):
     """-> (classes, patterns): {name: words} and a list of lines."""
-    classes, patterns = Path(path).read_text(encoding="utf-8").strip().split("\n\n")
-    lines = [line.split() for line in classes.split("\n")]
-    return {name: words for name, *words in lines}, patterns.split("\n")
+    text = Path(path).read_text(encoding="utf-8").strip()
+    first_part, second_part = text.split("\n\n")
+    classes = {}
+    for line in first_part.split("\n"):
+        name, *words = line.split()
+        classes[name] = words
+    return classes, second_part.split("\n")
 
 
 def sentences_of(pattern, classes):
-    """All sentences of one pattern: its places filled in every way."""
-    places = {
-        name: sorted(
-            {word for word in pattern.split() if word.rstrip("0123456789") == name}
-        )
-        for name in classes
-    }
+    """All sentences of one pattern: fill its places in every way."""
+    pattern = pattern.split()
+    places = {name: [] for name in classes}
+    for word in sorted(set(pattern)):
+        name = word.rstrip("0123456789")
+        if name in classes:
+            places[name].append(word)
     ways = [permutations(words, len(places[name])) for name, words in classes.items()]
-    for chosen in product(*ways):
-        words = {
-            place: word
-            for name, some in zip(classes, chosen)
-            for place, word in zip(places[name], some)
-        }
-        yield " ".join(words.get(word, word) for word in pattern.split())
+    for choice in product(*ways):
+        word_at = {}
+        for name, words in zip(classes, choice):
+            word_at.update(zip(places[name], words))
+        yield " ".join(word_at.get(word, word) for word in pattern)
 
 
 def all_sentences(path=GRAMMAR, seed=0):
-    """Every sentence of the grammar once, in an order that the seed shuffles."""
+    """Every sentence of the grammar once, shuffled as the seed decides."""
     classes, patterns = read_grammar(path)
-    sentences = [s for pattern in patterns for s in sentences_of(pattern, classes)]
+    sentences = []
+    for pattern in patterns:
+        sentences.extend(sentences_of(pattern, classes))
     random.Random(seed).shuffle(sentences)
     return sentences
 
@@ -56,9 +63,9 @@ def main():
     sentences = all_sentences()
     path = GRAMMAR.with_name("sentences.txt")
     path.write_bytes("".join(f"{sentence}\n" for sentence in sentences).encode())
-    print(
-        f"{len(sentences)} sentences in {path}, such as", *sentences[:6], sep="\n    "
-    )
+    print(f"{len(sentences)} sentences in {path}, such as")
+    for sentence in sentences[:6]:
+        print("   ", sentence)
 
 
 if __name__ == "__main__":
