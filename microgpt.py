@@ -1036,7 +1036,11 @@ def take_apart(tensor):
 
 
 def matmul(A, B):
-    """A B^T: each row of A times each row of B. [n, k], [m, k] -> [n, m], of floats."""
+    """A B^T: each row of A times each row of B. [n, k], [m, k] -> [n, m], of floats.
+
+    >>> matmul([[1.0, 2.0]], [[10.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
+    [[12.0, 2.0, 3.0]]
+    """
     return multiplier(len(B[0]))(A, B)
 
 
@@ -1082,7 +1086,11 @@ def multiply_wide(A, B):
 
 
 def transpose(rows):
-    """Rows -> columns: [n, m] -> [m, n]."""
+    """Rows -> columns: [n, m] -> [m, n].
+
+    >>> transpose([[1, 2, 3], [4, 5, 6]])
+    [(1, 4), (2, 5), (3, 6)]
+    """
     return list(zip(*rows))
 
 
@@ -1587,8 +1595,11 @@ class FastAdamW(AdamW):
 class Workers(ValueEngine):
     """An engine that shares each batch among several processes, which use another one.
 
-    The same number of workers gives the same bits. `executor` may be any executor like
-    those of concurrent.futures; without one, processes are started when needed.
+    Each worker gets the model and some of the windows, and sends gradients back. That
+    is worth it if a batch takes clearly longer than sending the model: for the default
+    model, from some 30 windows on. The same number of workers gives the same bits.
+    `executor` may be any executor like those of concurrent.futures; without one,
+    processes are started when needed.
     """
 
     def __init__(self, engine, n_workers, executor=None):
@@ -1599,7 +1610,11 @@ class Workers(ValueEngine):
         self.owns_executor = executor is None
 
     def gradients(self, model, batch):
-        """Each worker computes a part. The sums weigh a part by its predictions."""
+        """Each worker computes a part of the batch, every n-th window.
+
+        A part's loss is a mean over its own predictions. So in the mean over all, and
+        in its gradients, a part counts by how many predictions it has.
+        """
         if self.executor is None:
             self.executor = start_processes(self.n_workers)
         n = min(self.n_workers, len(batch))
@@ -1643,6 +1658,8 @@ def start_processes(n):
 # when training goes wrong. Everything random follows from the seed, so on the same
 # Python the same training run gives the same bits.
 
+# The smallest and the largest value of each option, and whether it is a whole number.
+# They are wide: they refuse what cannot work, not what is unwise.
 LIMITS = {
     "steps": (int, 1, 10**9),
     "batch_size": (int, 1, 10**5),
@@ -1662,7 +1679,11 @@ LIMITS = {
 
 
 def out_of_range(name, value):
-    """What is wrong with an option, by the table above: a sentence, or None."""
+    """What is wrong with an option, by the table above: a sentence, or None.
+
+    >>> out_of_range("top_p", 1.5)
+    'top_p is 1.5: must be a number from 0 to 1'
+    """
     kind, low, high = LIMITS[name]
     is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
     if is_number and low <= value <= high:
@@ -1712,6 +1733,8 @@ def split_documents(documents, val_fraction=0.1, seed=0):
     """Shuffle, then hold some out -> (documents to train on, held-out documents).
 
     The seed decides the order. At least one document is left on either side.
+    >>> split_documents(["ada", "bob", "cleo", "dan"], val_fraction=0.25, seed=1)
+    (['ada', 'cleo', 'bob'], ['dan'])
     """
     shuffled = list(documents)
     if len(shuffled) == 1 and val_fraction:
@@ -1855,6 +1878,8 @@ def clip_factor(norm, limit):
     One such step would throw the parameters far off, and spoil m and v. A limit of 0
     means none. Source: Pascanu, Mikolov and Bengio 2013, "On the difficulty of training
     recurrent neural networks", algorithm 1.
+    >>> clip_factor(norm=4.0, limit=1.0), clip_factor(norm=0.5, limit=1.0)
+    (0.25, 1.0)
     """
     if limit == 0 or norm <= limit:
         return 1.0
@@ -1956,6 +1981,8 @@ class Sampling:
         """The same row, with minus infinity for tokens that may not be drawn.
 
         e to the power of minus infinity is 0, so softmax gives them no probability.
+        >>> Sampling(top_k=2).rule_out([1.0, 3.0, 2.0])
+        [-inf, 3.0, 2.0]
         """
         ids = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)
         if self.top_k > 0:
@@ -1991,8 +2018,9 @@ def stream(model, tokens, sampling=None, rng=None, end=None, max_tokens=200):
     context = list(tokens)[-block_size:]
     unread = context
     reader = CachedGPT(model)
-    # A network of your own, a subclass of GPT, reads everything again for each token.
-    is_cached = type(model) is GPT
+    # A network of your own, a subclass of GPT, reads everything again for each token,
+    # unless it says that it has GPT's forward pass.
+    is_cached = getattr(model, "can_be_cached", type(model) is GPT)
     for _ in range(max_tokens):
         logits = reader(unread)[-1] if is_cached else model(context)[-1]
         if hasattr(logits, "tolist"):  # of another kind, such as a NumPy array
@@ -2194,6 +2222,10 @@ def piece_pattern():
 class BPETokenizer:
     """Byte-level BPE: vocab is {token: id}, merges [(left, right), ...], oldest first.
 
+    A text is cut into pieces, and each piece into its bytes. Then merges are made in
+    the order in which they were learned, so the same word always gets the same tokens.
+    Pieces are remembered, as most occur again and again.
+
     >>> tokenizer = BPETokenizer.train(["low lower", "slow slower"], vocab_size=261)
     >>> tokenizer.merges, tokenizer.encode("lower")
     ([('l', 'o'), ('lo', 'w'), ('e', 'r'), ('s', 'low')], [257, 258])
@@ -2381,7 +2413,10 @@ def open_newest(directory, name):
 
 
 def printable(text, allowed=""):
-    """A text from a stranger, with control characters replaced, for a terminal."""
+    """A text from a stranger, with control characters replaced, for a terminal.
+
+    Such characters could clear the screen, or hide what stands before them.
+    """
     return "".join(c if c.isprintable() or c in allowed else "\ufffd" for c in text)
 
 
@@ -2429,7 +2464,11 @@ def write_tensors(tensors, dtype="F64", **metadata):
 
 
 def tensor_entry(name, shape, dtype, start):
-    """What a header says of a tensor of this shape."""
+    """What a header says of a tensor of this shape, whose bytes begin at `start`.
+
+    >>> tensor_entry("h.0.mlp.c_fc.weight", (64, 16), "F32", start=0)
+    {'dtype': 'F32', 'shape': [16, 64], 'data_offsets': [0, 4096]}
+    """
     n_bytes = math.prod(shape) * FLOATS[dtype][1]
     if is_linear_weight(name):
         shape = shape[::-1]
@@ -2764,7 +2803,10 @@ def load_training(directory, documents, engine=None, **changes):
                 "saved: try again)"
             )
     config = replace(saved_config, **changes)
-    trainer = Trainer(model, tokenizer, documents, config, engine)
+    try:
+        trainer = Trainer(model, tokenizer, documents, config, engine)
+    except ValueError as error:
+        raise ValueError(f"{directory}: {printable(str(error))}") from None
     if state.get("documents") != fingerprint(trainer):
         raise ValueError(
             f"{directory} was trained on other documents, or with another seed or "
@@ -2838,6 +2880,10 @@ def contexts(window):
 def baselines(windows, val_windows, vocab_size):
     """The loss on val_windows of four models that only count -> {name: nats a token}.
 
+    >>> scale = baselines([[2, 0, 1, 2]] * 9, [[2, 0, 1, 2]], vocab_size=3)
+    >>> [f"{name} {loss:.2f}" for name, loss in scale.items()]
+    ['knows nothing 1.10', 'frequencies 1.10', 'pairs 0.07', 'triples 0.03']
+
     The first knows nothing, the second the frequency of each token. The others know
     what follows a token (pairs), and what follows two (triples). A count of 0 must not
     mean "impossible", so each model leans on the one before:
@@ -2887,7 +2933,12 @@ def reading(losses, val_loss, scale, copied=0.0):
     """A verdict on a training run, in a sentence that begins after "It is".
 
     From the `losses` of its steps, its held-out loss, the `scale` of baselines, and
-    `copied`, the share of the different samples that are training documents.
+    `copied`, the share of the different samples that are training documents. The limits
+    of 1.1 and of one half are rules of thumb: losses of the last steps vary by some
+    hundredths, and a good model copies a short name now and then.
+    >>> scale = {"knows nothing": 3.3, "frequencies": 2.9, "pairs": 2.6, "triples": 2.5}
+    >>> reading([3.5, 2.7, 2.5], 2.55, scale)
+    'better than counting pairs, not triples: it needs more steps or width'
     """
     n = min(len(losses), window_of_losses(losses))
     starts = range(len(losses) % n, len(losses), n)
@@ -3231,7 +3282,8 @@ class Progress:
         self.width = COLUMNS
         if self.is_live:
             with suppress(OSError):
-                self.width = min(COLUMNS, os.get_terminal_size().columns - 1)
+                columns = os.get_terminal_size().columns or 80
+                self.width = min(COLUMNS, columns - 1)
         self.first_step = trainer.step
         self.started = time.perf_counter()
         self.shown = self.started
@@ -3336,7 +3388,11 @@ def finish(trainer, options):
 
 
 def report(trainer, loss, copied):
-    """The loss curve, the loss beside those of models that count, and a verdict."""
+    """The loss curve, the loss beside those of models that count, and a verdict.
+
+    The models that count are measured on the same 500 windows as the model. On a
+    terminal that lacks the bars ▁ to █, the curve is made of points and # signs.
+    """
     losses = trainer.losses
     held_out = trainer.val_windows
     vocab_size = trainer.model.config.vocab_size
@@ -3390,11 +3446,14 @@ def sample_command(argv):
             waiting.append(token)
             text = tokenizer.decode(waiting)
             if not text.endswith("\ufffd"):
-                if sys.stdout.isatty():
-                    text = printable(text, allowed="\n\t")
-                print(text, end="", flush=True)
+                print(for_output(text), end="", flush=True)
                 waiting = []
-        print(tokenizer.decode(waiting), flush=True)
+        print(for_output(tokenizer.decode(waiting)), flush=True)
+
+
+def for_output(text):
+    """A text that a model wrote. On a terminal, it must not move the cursor."""
+    return printable(text, allowed="\n\t") if sys.stdout.isatty() else text
 
 
 def tokenize_command(argv):

@@ -1630,6 +1630,14 @@ WHOLES = {
         pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}
     ),
     "no add_prefix_space": put(pre_tokenizer={"type": "ByteLevel"}),
+    "dropout": put("model", dropout=0.1),
+    "ignore_merges": put("model", ignore_merges=True),
+    "prefix": put("model", continuing_subword_prefix="##"),
+    "suffix": put("model", end_of_word_suffix="</w>"),
+    "single_word": put("added_tokens", 0, single_word=True),
+    "lstrip": put("added_tokens", 0, lstrip=True),
+    "rstrip": put("added_tokens", 0, rstrip=True),
+    "end twice": add_token(END),
     "no regex": put(
         pre_tokenizer={
             "type": "ByteLevel",

@@ -1,7 +1,6 @@
 """Chapter 11: what an engine gives, and one that shares its work."""
 
 import math
-import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -34,7 +33,7 @@ def small_model():
     return GPT(Config(vocab_size=5, block_size=4, n_layer=2, n_head=2, n_embd=4))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def pool():
     with ThreadPoolExecutor(3) as pool:
         yield pool
@@ -202,7 +201,7 @@ def test_workers_go_by_the_name_of_their_engine(pool):
     assert Workers(TensorEngine(), 2, pool).about() == "tensor engine"
 
 
-def test_workers_start_processes_when_needed_and_end_only_their_own(small_model, pool):
+def test_workers_start_processes_when_needed_and_end_them(small_model):
     workers = Workers(TensorEngine(), 2)
     workers.close()  # nothing to end yet
     assert workers.executor is None
@@ -216,10 +215,13 @@ def test_workers_start_processes_when_needed_and_end_only_their_own(small_model,
     workers.gradients(small_model, BATCH)  # it can start again
     workers.close()
 
-    guest = Workers(TensorEngine(), 2, pool)
-    guest.close()
-    assert guest.executor is pool
-    assert pool.submit(random.Random(1).random).result() == random.Random(1).random()
+
+def test_workers_do_not_end_an_executor_that_they_were_given(small_model, pool):
+    workers = Workers(TensorEngine(), 2, pool)
+    workers.gradients(small_model, BATCH)
+    workers.close()
+    assert workers.executor is pool
+    assert pool.submit(abs, -1).result() == 1
 
 
 def test_an_error_in_a_worker_arrives(small_model):

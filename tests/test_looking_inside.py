@@ -197,7 +197,7 @@ def test_the_counts_worked_out_on_paper():
     #   after 2      0 twice: 2 of 1 kind.           p2(0) = (2 + 15/36) / 3 = 29/36
     #   after 0      1, 0 and 2: 3 of 3 kinds.       p2(1) = (1 + 3 * 7/36) / 6 = 19/72
     #   after 1      2: 1 of 1 kind.                 p2(2) = (1 + 11/36) / 2 = 47/72
-    #   after 2 0    1 and 0: 2 of 2 kinds.          p3(1) = (1 + 2 * 19/72) / 4 = 55/144
+    #   after 2 0    1 and 0: 2 of 2 kinds.        p3(1) = (1 + 2 * 19/72) / 4 = 55/144
     #   after 0 1    2: 1 of 1 kind.                 p3(2) = (1 + 47/72) / 2 = 119/144
     f = Fraction
     found = baselines([[2, 0, 1, 2], [2, 0, 0, 2]], [[2, 0, 1, 2]], 4)
@@ -557,7 +557,7 @@ def test_one_bad_step_among_many_is_no_divergence():
 def test_half_of_the_samples_may_be_training_documents_and_no_more():
     assert not reading(steps(1.0), 1.0, SCALE, 0.5).startswith("memorising")
     assert reading(steps(1.0), 1.0, SCALE, 0.55).startswith(
-        "memorising: 55% of the samples"
+        "memorising: 55% of the different samples"
     )
     assert not reading(steps(1.0), 1.0, SCALE).startswith("memorising")
 

@@ -151,6 +151,19 @@ def test_arrays_write_what_floats_write(tokenizer, options):
     assert [x.probability for x in one] == near([x.probability for x in other])
 
 
+def test_writing_reads_each_token_once(monkeypatch):
+    class Counting(CachedGPT):
+        def __call__(self, tokens):
+            counts.append(len(tokens))
+            return super().__call__(tokens)
+
+    counts = []
+    monkeypatch.setattr(microgpt, "CachedGPT", Counting)
+    model = to_arrays(shaken(Config(vocab_size=4, block_size=8), seed=0))
+    assert len(list(microgpt.stream(model, [0, 1], end=99, max_tokens=5))) == 5
+    assert counts == [2, 1, 1, 1, 1]
+
+
 def test_scores_of_any_size_do_not_overflow():
     model = shaken(Config(vocab_size=4, block_size=4, n_head=1, n_embd=4), seed=0)
     for name in ("wte.weight", "h.0.attn.c_attn.weight"):

@@ -421,7 +421,7 @@ def test_a_tokenizer_with_one_more_special_token_is_refused(tmp_path, pair):
     theirs = tokenizers.Tokenizer.from_str(pair[1].to_str())
     theirs.add_special_tokens(["<pad>"])
     theirs.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="only special token"):
+    with pytest.raises(ValueError, match="special token.*<pad>"):
         load_tokenizer(tmp_path)
 
 

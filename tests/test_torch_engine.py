@@ -159,6 +159,19 @@ def test_tensors_write_what_floats_write(device, options):
         assert close(other.probability, one.probability)
 
 
+def test_writing_reads_each_token_once(monkeypatch):
+    class Counting(CachedGPT):
+        def __call__(self, tokens):
+            counts.append(len(tokens))
+            return super().__call__(tokens)
+
+    counts = []
+    monkeypatch.setattr(microgpt, "CachedGPT", Counting)
+    model = to_tensors(small())
+    assert len(list(microgpt.stream(model, [0, 1], end=99, max_tokens=5))) == 5
+    assert counts == [2, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("cut", [1, 2, 5])
 def test_a_window_read_in_two_parts_has_the_logits_of_one_read_at_once(device, cut):

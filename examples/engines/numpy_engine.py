@@ -261,6 +261,8 @@ class FlatAdamW(AdamW):
 class ArrayGPT(GPT):
     """A GPT with arrays for parameters, to evaluate and to write with."""
 
+    can_be_cached = True  # so a CachedGPT may read in its place
+
     def loss(self, windows):
         """The mean loss of windows, which are read at once."""
         return PackedGPT(self.config, self.params).loss(windows)

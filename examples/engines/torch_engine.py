@@ -127,6 +127,8 @@ def side_by_side(windows, length, device):
 class TensorGPT(GPT):
     """A GPT with tensors for parameters. It also reads windows side by side."""
 
+    can_be_cached = True  # so a CachedGPT may read in its place
+
     def positions(self, tokens):
         """All windows begin at position 0."""
         if torch.is_tensor(tokens):
