@@ -1,22 +1,22 @@
 """microgpt: a GPT that trains, in one file of plain Python.
 
 This is a complete language model of the GPT-2 kind, with nothing but Python's standard
-library: text, automatic differentiation, the network, the optimizer, training, and
-writing new text. GPT stands for Generative Pre-trained Transformer; a transformer is a
-network built around attention (chapter 4). The file leaves out what a small model on a
-laptop can do without: dropout, and GPUs (for those, see examples/engines/).
+library: text, derivatives, the network, the optimizer, training, and writing new text.
+GPT stands for Generative Pre-trained Transformer; a transformer is a network built
+around attention (chapter 4). The file leaves out what a small model on a laptop can do
+without, such as GPUs (for those, see examples/engines/).
 
     python microgpt.py                # learn from thousands of names, then invent some
     python microgpt.py poems.txt      # learn from your own text, one document a line
     python microgpt.py --help         # everything else
 
-Read it from the top. (If a chapter is too steep, its header names smaller steps, which
-are programs in examples/ladder/.) Import it as a library. Or run it as a command.
+Read it from the top, import it, or run it. If a chapter is too steep, its header names
+smaller steps, which are programs in examples/ladder/.
 
 One idea runs through the file. The model is written once, as functions of rows of
 numbers, and *the type of number decides how it runs*. On floats it computes an answer
 and nothing else. On `Value`s it also records how each number was computed, so that
-training can take derivatives. `Tensor`s record the same with one record for each layer.
+training can take derivatives. `Tensor`s do the same with one record for each layer.
 
     Part I, a GPT, one number at a time
         1. Documents  2. Tokens  3. Value  4. Layers  5. GPT  6. Optimizer  7. Training
@@ -65,9 +65,9 @@ from heapq import heappop, heappush, heapreplace, nlargest
 __version__ = "0.2.0"
 
 # === 1. Documents ===================================================== ladder: die ===
-# Part I builds a GPT, one number at a time. It is to write names, say. Nobody can write
+# Part I builds a GPT, one number at a time. Say it should write names. Nobody can write
 # down the rules that make a string of letters a good name. So we give it examples, and
-# it learns to write more of the kind. An example, one line of a file, is a document.
+# it learns to write more like them. An example is called a document: a line of a file.
 
 
 def read_documents(path):
@@ -80,7 +80,7 @@ def read_documents(path):
 # A network computes with numbers, so text must become numbers. We cut it into tokens
 # and give each different token a number, its id. Here a token is one character; in Part
 # III it can be several. One special token, <|endoftext|>, stands before and after every
-# document: before, to predict the first character from, and after, to say that it ends.
+# document: before, as something to predict the first character from; after, as its end.
 
 END = "<|endoftext|>"
 
@@ -102,10 +102,8 @@ class CharTokenizer:
         self.end = self.vocab[END]
 
     def encode(self, text):
-        """Text -> ids. Raises ValueError for a character that is in no document."""
-        tokens = re.findall(
-            "<[|]endoftext[|]>|.", text, re.DOTALL
-        )  # END or 1 character
+        """Text (with END in it or not) -> ids. ValueError for an unknown character."""
+        tokens = re.findall("<[|]endoftext[|]>|.", text, re.DOTALL)
         for token in tokens:
             if token not in self.vocab:
                 known = "".join(self.characters[:100])
@@ -120,8 +118,9 @@ class CharTokenizer:
 def cut_windows(document, tokenizer, block_size):
     """Cut a document's tokens into windows of at most block_size + 1.
 
-    Each token of a window but the last is there to predict the next one. Windows share
-    a token, so each is predicted exactly once. No window sees the one before it.
+    Each token of a window but the last is there to predict the next one. Neighbours
+    share a token, so all tokens but the first are predicted once. No window sees the
+    one before it.
     >>> tokenizer = CharTokenizer(["abe"])
     >>> cut_windows("abbe", tokenizer, block_size=3)
     [[3, 0, 1, 1], [1, 2, 3]]
@@ -213,12 +212,11 @@ class Value:
         return Value(other) ** self
 
     def backward(self):
-        """Add d self / d v to v.grad, for every Value v that self was computed from.
+        """Find d self / d v, for every Value v that self was computed from: v.grad.
 
-        We add, because a Value that is used twice gets a share from each use. So a
-        second call adds to what the first one left in the leaves (Values without
-        children, such as parameters), until you set it to 0. Gradients in between are
-        cleared at the start of every call.
+        A Value that is used twice gets a share from each use, so shares are added. Not
+        cleared are leaves (Values without children, such as parameters). So a second
+        call adds to them, until you set their grad to 0. All others are cleared first.
         >>> a = Value(2.0)
         >>> b = a * 3
         >>> b.backward()
@@ -241,7 +239,7 @@ class Value:
 
 
 def topological_order(root):
-    """The nodes that root was computed from, and root: children before parents.
+    """Root and the nodes it was computed from, without leaves: children first.
 
     backward() goes through them from the end, so a node passes on its gradient only
     after all the nodes that use it have passed on theirs. In d = b + c below, c uses b,
@@ -257,10 +255,10 @@ def topological_order(root):
     """
     order = []
     seen = set()
-    stack = [root]  # (Python limits how deep functions may call themselves.)
+    stack = [root]  # and no function that calls itself: Python limits their depth
     while stack:
         node = stack.pop()
-        if node is None:  # a mark: all children of the next node are in order by now
+        if node is None:  # a mark: all children of the next node are in `order` now
             order.append(stack.pop())
         elif node.children and node not in seen:  # leaves have nothing to pass on
             seen.add(node)
@@ -273,7 +271,7 @@ def topological_order(root):
 def exp(x):
     """e^x, for a float or a Value. Its derivative is e^x too, so y is used twice.
 
-    (For a small h, e^h is about 1 + h. So e^(x+h) = e^x e^h is about e^x + h e^x.)
+    (For a small h, e^h is about 1 + h. So e^(x+h) is about e^x + h e^x: slope e^x.)
     """
     if not isinstance(x, Value):
         return math.exp(x)
@@ -289,7 +287,7 @@ def log(x):
 
 
 def tanh(x):
-    """The hyperbolic tangent, from -1 to 1. Its derivative is 1 - tanh(x)^2."""
+    """The hyperbolic tangent, a smooth step from -1 to 1. Its derivative is 1 - y^2."""
     if not isinstance(x, Value):
         return math.tanh(x)
     y = math.tanh(x.data)
@@ -350,7 +348,8 @@ def add(x, y):
 def linear(x, weight, bias=None):
     """y = x W^T + b: each output is a weighted sum of all inputs, plus a bias.
 
-    y[t][o] = dot(x[t], W[o]) + b[o]. (W^T is W with its rows as columns.)
+    y[t][o] = dot(x[t], W[o]) + b[o]. (W^T is W with its rows as columns. Without a
+    bias, a row of zeros could give nothing but zeros.)
     x [T, n_in], weight [n_out, n_in], bias [n_out] -> [T, n_out]
     >>> linear([[2.0, 3.0]], weight=[[1.0, 10.0], [0.0, -1.0]], bias=[0.5, 0.5])
     [[32.5, -2.5]]
@@ -367,7 +366,7 @@ def layernorm(x, gain, bias, eps=1e-5):
 
     However large or small the numbers of a row have become, this brings them to mean 0
     and variance 1, so the next layer always works at the same scale. Gain and bias are
-    parameters that let the model choose another scale. eps prevents a division by 0.
+    parameters that let the model choose others. eps prevents a division by 0.
     x [T, C], gain [C], bias [C] -> [T, C]
     Source: Ba, Kiros and Hinton 2016, "Layer Normalization", equation 4.
     >>> layernorm([[1.0, 3.0]], gain=[1.0, 1.0], bias=[0.0, 5.0], eps=0.0)
@@ -391,7 +390,7 @@ def gelu(x):
     them. The simplest bend is max(0, x), called ReLU. But it is flat below 0, and a
     number that is stuck there gets no gradient to move it. GELU is close to x above 2,
     close to 0 below -2, and smooth in between. Source: Hendrycks and Gimpel 2016,
-    "Gaussian Error Linear Units", section 2, whose approximation this is.
+    "Gaussian Error Linear Units", section 2 (the approximation that GPT-2 uses).
     """
     c = math.sqrt(2 / math.pi)
     return [[0.5 * a * (1 + tanh(c * (a + 0.044715 * a**3))) for a in row] for row in x]
@@ -406,22 +405,22 @@ def softmax(row):
     >>> [round(p, 3) for p in softmax([1.0, 2.0, 1000.0, 1000.0])]
     [0.0, 0.0, 0.5, 0.5]
     """
-    largest = max(float(score) for score in row)
+    largest = max(float(score) for score in row)  # a constant: it cancels out
     powers = [exp(score - largest) for score in row]
     share = 1 / sum(powers)
     return [power * share for power in powers]
 
 
 # Attention is the only layer in which tokens see each other. Each token asks a question
-# and gathers answers from the tokens before it. A linear layer makes of its row:
+# and gathers answers from itself and those before it. A linear layer turns its row into
 #     query    what the token is looking for
 #     key      what other tokens can find it by
 #     value    what it gives to those who find it (nothing to do with the class Value)
 # The query is compared with each key by a dot product, which is large when the two
 # point the same way. Softmax turns these scores into weights that add up to 1, and the
 # token receives the average of the values, with these weights. Key and value differ
-# because a token may be found for one thing and give another: found because it is a
-# vowel, it tells which vowel it is. This is one head:
+# because a token may be found for one thing and give another: it may be found because
+# it is a vowel, but then tell which vowel it is. This is one head:
 
 
 def attention_head(queries, keys, values):
@@ -463,20 +462,22 @@ def attention(x, n_head):
         keys = [row[C + start :][:d] for row in x]
         values = [row[2 * C + start :][:d] for row in x]
         heads.append(attention_head(queries, keys, values))
-    return [sum(rows, []) for rows in zip(*heads)]
+    return [sum(rows, []) for rows in zip(*heads)]  # lists, end to end
 
 
 @singledispatch
 def cross_entropy(logits, targets):
     """The loss: the mean over all targets of -log(softmax(logits)[target]).
 
-    The probabilities of tokens multiply; their logs add up. 0 means certain and right.
-    A model that knows nothing gives each of 27 tokens the probability 1/27, and its
-    loss is log 27 = 3.30 (nats, as log is the natural logarithm). At 2.5, it is as
-    unsure as among e^2.5 = 12 equally likely tokens. A probability can be too small for
-    a float, and log(0) is an error. So we compute the same in another form, log(sum of
-    all e^logit) - logit[target]. For one target, the gradient is simple: softmax (here
-    0.09, 0.245, 0.665), less 1 at the target. logits [T, vocab_size], targets [T]
+    A text's probability is the product of its tokens'; logs of these add up. 0 means
+    certain and right. A model that knows nothing gives each of 27 tokens (a to z, END)
+    the probability 1/27. Its loss is log 27 = 3.30 nats (log is the natural logarithm).
+    At 2.5, it is as unsure as if it had to choose among e^2.5 = 12 equal tokens.
+
+    A probability can be too small for a float, and log(0) is an error. So we compute
+    the same in another form, log(sum of all e^logit) - logit[target]. For one target,
+    its gradient is simple: softmax (here 0.09, 0.245, 0.665), less 1 at the target.
+    logits [T, vocab_size], targets [T] -> one number
     >>> logits = [Value(1.0), Value(2.0), Value(3.0)]
     >>> cross_entropy([logits], [2]).backward()
     >>> [round(logit.grad, 3) for logit in logits]
@@ -499,11 +500,11 @@ def cross_entropy(logits, targets):
 # attention gathered from other tokens, then what a small network, the MLP, made of the
 # row. The row that is passed on and added to is called the residual stream. As blocks
 # only add, each learns just a correction. And as a sum passes its gradient on
-# unchanged, it reaches the first block as well as the last.
+# unchanged, the gradient reaches the first block as well as the last.
 #
 # At the end, after a last layernorm, the row's dot product with a token's embedding is
 # that token's logit. One table is used for input and output, so what is learned about a
-# token helps both. Dropout aside, this is exactly GPT-2's architecture.
+# token helps both. All this is exactly GPT-2's architecture.
 
 
 @dataclass(frozen=True)
@@ -583,7 +584,7 @@ def initial_params(config, rng):
 
 
 class GPT:
-    """A GPT-2: its config, and parameters that are rows of any kind of numbers."""
+    """A GPT-2: its config, and its parameters, rows of numbers of any kind."""
 
     def __init__(self, config, params=None, seed=0):
         self.config = config
@@ -658,12 +659,12 @@ def for_each(function, x):
 
 
 # === 6. Optimizer ===================================================== ladder: gpt ===
-# The gradient tells which way the loss rises. To learn is to take a step the other way,
+# The gradient tells which way the loss rises. Learning means stepping the other way,
 # p = p - lr * gradient, with a learning rate lr. But what is a good rate? Gradients
-# differ greatly in size, between parameters and from one batch of windows to the next.
-# So AdamW keeps two running averages for each parameter: m of its gradient, which evens
-# out the noise of small batches, and v of its squared gradient, whose root is the
-# gradient's usual size. The step is lr m / sqrt(v). It is near lr where the gradients
+# differ greatly in size, between parameters and from one step's windows to the next. So
+# AdamW (Adam: adaptive moments) keeps two running averages for each parameter: m of its
+# gradient, which evens out chance, and v of its squared gradient, whose square root is
+# the gradient's usual size. The step is lr m / sqrt(v). It is near lr where gradients
 # agree, however small they are, and near 0 where they keep changing sign.
 
 
@@ -680,7 +681,7 @@ class AdamW:
         v = beta2 v + (1 - beta2) g^2        v_hat = v / (1 - beta2^t)
         p = p - lr decay p - lr m_hat / (sqrt(v_hat) + eps)
     beta is the share of an average that is kept at each step: with 0.8, it reaches back
-    about 1 / (1 - 0.8) = 5 steps. (The usual 0.9 and 0.999 suit longer trainings.) m
+    about 1 / (1 - 0.8) = 5 steps. (The usual 0.9 and 0.999 suit longer runs.) m
     and v start at 0, so at first they are too small; m_hat and v_hat correct this. eps
     prevents a division by 0. Decay, if it is not 0, pulls the weights of linear layers
     towards 0, so only useful ones stay large. Decoupled means that it bypasses m and v.
@@ -724,7 +725,7 @@ def to_rows(x):
 def learning_rate(step, steps, peak, warmup=0):
     """Rise in a straight line to the peak in `warmup` steps, then fall towards 0.
 
-    At first, m and v are unreliable. At the end, the parameters should settle.
+    At first, m and v rest on few windows. At the end, the parameters should settle.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -742,7 +743,7 @@ def learning_rate(step, steps, peak, warmup=0):
 
 
 def train(model, windows, steps, batch_size, peak, rng):
-    """Train a model of floats, in place, and print the mean loss of every 50 steps."""
+    """Train a model of floats, in place. Print a mean loss after every 50 steps."""
     optimizer = AdamW(model.params)
     losses = []
     for step in range(steps):
@@ -750,7 +751,7 @@ def train(model, windows, steps, batch_size, peak, rng):
         on_values = model.convert(Value)
         loss = on_values.loss(batch)
         loss.backward()
-        gradients = on_values.convert(operator.attrgetter("grad")).params  # value.grad
+        gradients = on_values.convert(operator.attrgetter("grad")).params
         optimizer.step(gradients, learning_rate(step, steps, peak, warmup=20))
         losses.append(loss.data)
         if len(losses) % 50 == 0:
@@ -781,7 +782,7 @@ def write(model, tokenizer, rng, prompt="", temperature=1.0, max_tokens=100):
     """Write a document that begins with the prompt, up to END or max_tokens."""
     tokens = [tokenizer.end] + tokenizer.encode(prompt)
     for _ in range(max_tokens):
-        logits = model(tokens[-model.config.block_size :])  # it can read no more
+        logits = model(tokens[-model.config.block_size :])  # the most it can read
         token = sample(logits[-1], temperature, rng)
         if token == tokenizer.end:
             break
@@ -790,7 +791,7 @@ def write(model, tokenizer, rng, prompt="", temperature=1.0, max_tokens=100):
 
 
 def tutorial(path="data/names.txt"):
-    """Train a GPT on Values, and let it write. In about a minute, this prints:
+    """Train a GPT on Values, and let it write. It takes a minute, and prints:
 
     before training: held-out loss 3.53
     step 50: training loss 2.91
@@ -806,9 +807,9 @@ def tutorial(path="data/names.txt"):
         steps=1000         2.55: more steps help, but each less than the one before
         batch_size=16      2.53, in four times the time: less noise in each gradient
         peak=1.0, 0.0005   about 2.9, both: steps too long, or too short to arrive
-        temperature=0.2    names that are more alike; at 2, strings of letters
-    GPT-2 is this with a larger Config, tokens of several letters, dropout (it hides
-    random numbers in training), and 8 million web pages. A chat model is larger still,
+        temperature=0.2    names that are more alike; at 2, random letters
+    GPT-2 is this with a larger Config, tokens of several letters, dropout (training
+    with some numbers set to 0), and 8 million web pages. A chat model is larger still,
     and was then trained further, on how to answer people.
     """
     rng = random.Random(1)
@@ -820,8 +821,7 @@ def tutorial(path="data/names.txt"):
     windows = []
     for document in documents:
         windows += cut_windows(document, tokenizer, config.block_size)
-    held_out = windows[:200]
-
+    held_out = windows[:200]  # a name fits into one window
     print(f"before training: held-out loss {model.loss(held_out):.2f}")
     train(model, windows[200:], steps=200, batch_size=4, peak=0.02, rng=rng)
     print(f"after training: held-out loss {model.loss(held_out):.2f}")
@@ -833,10 +833,11 @@ def tutorial(path="data/names.txt"):
 # In Part II the model computes the same numbers in about a seventh of the time. Every
 # fast form here has its plain form in Part I, and tests show that the two agree.
 #
-# A graph of single numbers shows everything and is slow: 6,801 nodes for "emma". So let
-# one node hold rows of numbers, and let each layer make one node: 16 nodes. Such a node
-# is a `Tensor`. In place of local gradients it has a rule, worked out once on paper,
-# which turns the gradient of the layer's output into the gradients of its inputs.
+# A graph of single numbers shows everything and is slow: 6,801 nodes for "emma", not
+# counting leaves. So let one node hold rows of numbers, and let each layer make one
+# node: 16 nodes. Such a node is a `Tensor`. In place of local gradients it has a rule,
+# worked out once on paper, which turns the gradient of the layer's output into the
+# gradients of its inputs.
 
 
 class Tensor:
@@ -907,8 +908,9 @@ def add_rows(x, y):
 #
 # The rule returns a list with a gradient for each input; here there is one. Now write
 # @differentiable(double) above it, where double is a layer like those of chapter 4. For
-# a Tensor t, double(t) then gives Tensor([[2.0]], inputs=[t], rule=double_rule), which
-# is all that backward() needs. For plain rows of floats, it gives just [[2.0]].
+# t = Tensor([[1.0]]), double(t) then gives Tensor([[2.0]], [t], double_rule), which is
+# all that backward() needs. For plain rows of floats, double([[1.0]]) gives [[2.0]].
+# How differentiable does it, you may skip.
 
 
 def differentiable(layer, plain=list, node=Tensor):
@@ -959,11 +961,11 @@ def holds_values(x):
     return isinstance(x, Value)
 
 
-# A single number that a layer makes of Tensors, such as a loss, is a Value, so you can
-# go on calculating with it. A layer that has no rule, because you have just invented
-# it, runs on Tensors as it is. By t[i], len(t) or a loop it takes them apart into rows
-# of Values, and makes many small nodes, as in Part I. The layers after it run on rows
-# of Values, too, whether they have a rule or not. This is slow, but right.
+# A single number that a layer makes from Tensors, such as a loss, is a Value, so you
+# can go on calculating with it. A layer that has no rule, because you have just
+# invented it, runs on Tensors as it is. By t[i], len(t) or a loop it takes them apart
+# into rows of Values, and makes many small nodes, as in Part I. The layers after it run
+# on rows of Values, too, whether they have a rule or not. This is slow, but right.
 
 
 class LayerValue(Value):
@@ -1001,9 +1003,8 @@ class Element(Value):
 def take_apart(tensor):
     """A Tensor -> a row, or rows, of Values that pass their gradients on to it.
 
-    A Value changes one number of a gradient in place. But two nodes may share one list
-    as their gradient, as after x + y. So the Values pass on to a copy, whose gradient
-    is its own, and the copy passes on the whole to the Tensor.
+    A Value adds to a number of its Tensor's gradient in place, so that must be a
+    gradient that no other node shares: the gradient of a copy, which is another node.
     """
 
     def copy_rule(d_copy):
@@ -1022,8 +1023,9 @@ def take_apart(tensor):
 
 
 # Nearly all the time goes into sums of products. Python takes longer to go round a loop
-# than to multiply. So, for narrow rows, we let it write a function in which the sum is
-# written out, once for each width that occurs. For rows of three numbers:
+# than to multiply. So, for narrow rows, we have it build a function in which the sum is
+# written out, once for each width that occurs. For rows of three numbers (with a comma
+# after a2, for the sake of rows of one number):
 #
 #     def multiply(A, B):
 #         C = []
@@ -1368,7 +1370,8 @@ def fused_packed_attention(x, n_head, lengths):
     def packed_attention_rule(dy):
         dx = []
         for rule, (start, stop) in zip(rules, spans(lengths)):
-            dx.extend(*rule(dy[start:stop]))
+            (dx_window,) = rule(dy[start:stop])
+            dx.extend(dx_window)
         return [dx]
 
     return y, packed_attention_rule
@@ -1377,7 +1380,7 @@ def fused_packed_attention(x, n_head, lengths):
 class PackedGPT(GPT):
     """A GPT that reads several windows at once. It gives the same loss."""
 
-    lengths = None  # of the windows that it is reading; None means a single one
+    lengths = None  # of the windows that loss is reading; None means a single one
 
     def positions(self, tokens):
         """Where each token stands in its window: 0, 1, 2, 0, 1 for lengths 3 and 2."""
@@ -1392,7 +1395,9 @@ class PackedGPT(GPT):
         """The mean loss over all predictions in a list of windows."""
         tokens, targets = pack(windows)
         self.lengths = [len(window) - 1 for window in windows]
-        return cross_entropy(self(tokens), targets)
+        logits = self(tokens)
+        self.lengths = None
+        return cross_entropy(logits, targets)
 
 
 # === 11. Engines ====================================================== ladder: gpt ===
@@ -1492,7 +1497,7 @@ ENGINES = {"tensor": TensorEngine, "value": ValueEngine}
 
 @contextmanager
 def garbage_collection_paused():
-    """Keep Python from searching the growing graph for cycles. It has hardly any."""
+    """Keep Python from searching the growing graph for cycles. There are hardly any."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -1508,7 +1513,7 @@ def gradcheck(f, params, engine=None, step=1e-5, tolerance=1e-6):
     f takes params, {name: a number, a row or rows}, on an engine's numbers (by default
     on Values), and returns a Value. Each number is nudged up and down by `step`. Its
     gradient must equal (f(up) - f(down)) / (2 step) within the tolerance, relative to
-    the larger of the two or to 1. Raises ArithmeticError that names the first mismatch.
+    the larger of the two or to 1. The first mismatch raises an ArithmeticError.
 
     >>> def f(p):
     ...     return p["a"] * p["b"] + p["a"] ** 2
@@ -1652,7 +1657,7 @@ def start_processes(n):
 
 # === 12. Trainer ====================================================== ladder: gpt ===
 # Here is the training loop of chapter 7 once more, as an object. It can be watched,
-# stopped and saved between any two steps, and it does four things that chapter 7 leaves
+# stopped and saved between any two steps, and it does four things that `train` leaves
 # out. It reads all windows before it reads one again. It holds out documents, and
 # measures the loss on them. It shortens a gradient that is too long. And it notices
 # when training goes wrong. Everything random follows from the seed, so on the same
@@ -1753,8 +1758,8 @@ def split_documents(documents, val_fraction=0.1, seed=0):
 def evaluate(model, windows, most=500):
     """A model's mean loss on windows, in nats, where each prediction counts the same.
 
-    500 windows, or some 30,000 predictions, are enough to know it to about 0.02. Raises
-    ArithmeticError if it is not a finite number.
+    500 windows, or 2^15 predictions if those come first, are enough to know it to about
+    0.02. Raises ArithmeticError if it is not a finite number.
     """
     total = 0.0
     n_predictions = 0
@@ -1890,7 +1895,7 @@ def clip_factor(norm, limit):
 # Chapter 8's way to write computes every row anew for each token. But no token sees a
 # later one, so what comes later never changes a row. Only attention looks back at
 # earlier rows, for their keys and values. If we keep those, a new token is the work of
-# one row. What is kept is called the KV cache.
+# one row. What is kept is called the KV cache. (Here their queries are kept, too.)
 
 
 class CachedGPT(GPT):
@@ -2002,8 +2007,8 @@ class Sampling:
 def stream(model, tokens, sampling=None, rng=None, end=None, max_tokens=200):
     """Continue a list of token ids: yield new ones until `end` is drawn.
 
-    `end` is not yielded; by default it is the last id. Of a prompt longer than the
-    block, the last block_size tokens are read. When the block is full, the model must
+    `end` is not yielded; by default it is the last id. Only the last block_size tokens
+    of a prompt are read. When the block is full, the model must
     forget something, as positions end at block_size. So the newer half is read again,
     from position 0. (Chapter 8 forgets one token at a time, and reads all others again
     for each new one. Half is a compromise between forgetting much and reading often.)
