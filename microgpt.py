@@ -3101,7 +3101,7 @@ def make_parser(command, groups, words, defaults=DEFAULTS):
 
 
 def refuse(message):
-    """What the parser calls when something is wrong."""
+    """What a parser does when something is wrong, in place of ending the program."""
     raise ValueError(f"{message} (--help shows what there is)")
 
 
@@ -3113,7 +3113,10 @@ def parse(command, parser, argv):
     given, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         kind = "option" if unknown[0].startswith("-") else "word"
-        refuse(f"{command} does not take the {kind} {printable(unknown[0])}")
+        raise ValueError(
+            f"{command} does not take the {kind} {printable(unknown[0])} (--help shows "
+            "what there is)"
+        )
     options = vars(given)
     for name, value in options.items():
         if name == "samples" and value < 0:

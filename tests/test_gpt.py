@@ -84,6 +84,13 @@ def test_packed_windows_get_the_logits_that_they_get_alone():
     assert flat(packed([4, 0, 1, 4, 3])) == close(alone, 1e-13)
 
 
+def test_after_a_loss_a_packed_model_reads_single_windows_again():
+    model = GPT(Config(vocab_size=5, n_layer=2), seed=3)
+    packed = PackedGPT(model.config, model.params)
+    packed.loss([[4, 0, 1], [4, 3, 2, 1]])
+    assert flat(packed([4, 0, 1, 2, 3])) == close(model([4, 0, 1, 2, 3]), 1e-13)
+
+
 @settings(max_examples=40, deadline=None)
 @given(models_and_batches())
 def test_packed_and_plain_models_have_the_same_loss_and_gradients(model_and_batch):

@@ -62,8 +62,12 @@ def run(trainer, steps=1000):
 def agree(report, expected):
     """The reports of steps are equal, to 12 digits."""
     assert len(report) == len(expected) > 0
-    for ours, theirs in zip(report, expected):
+    for (*ours, our_val_loss), (*theirs, their_val_loss) in zip(report, expected):
         assert ours == close(theirs)
+        if their_val_loss is None:
+            assert our_val_loss is None
+        else:
+            assert our_val_loss == close(their_val_loss)
 
 
 @pytest.mark.parametrize("engine", [None, TensorEngine(), ValueEngine()])

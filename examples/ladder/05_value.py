@@ -8,7 +8,7 @@ weights.
 Take b = a + a, c = b + b, d = b + c. How fast does d grow with a? Multiply the slopes
 along each path, and add up the paths. Three paths of slope 1 lead from d to b: one
 directly, and two through c. Two lead from b to a. So the slope is 3 * 2 = 6. But b must
-not hand on its slope to a before c has handed on its own to b, or a gets 2. So
+not pass on its slope to a before c has passed on its own to b, or a gets 2. So
 `backward` visits a number only after all numbers that were computed from it. This is
 called a topological order.
 

@@ -391,8 +391,8 @@ def refuse_deep_nesting(name, contents):
 def expression(text, values):
     """The graph of an expression of Values, after backward().
 
-    -> its nodes, in the order in which backward() lets them hand on their gradients.
-    "share" is what a node hands on to a child: the local gradient times its own grad.
+    -> its nodes, in the order in which backward() lets them pass on their gradients.
+    "share" is what a node passes on to a child: the local gradient times its own grad.
     """
     if len(text) > MOST_CHARACTERS or deepest(text) > DEEPEST:
         raise ValueError(

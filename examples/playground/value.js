@@ -74,7 +74,7 @@ function describe({ label, children }, grad) {
   if (!children.length) return `“${label}” was not computed from other nodes. Its gradient is complete: ${grad}.`;
   const shares = children.map(({ node, local, share }) =>
     `“${nodes[node].label}” gets ${number(local)} × ${grad} = ${number(share)}`);
-  return `“${label}” hands on its gradient, ${grad}: ${shares.join(", ")}.`;
+  return `“${label}” passes on its gradient, ${grad}: ${shares.join(", ")}.`;
 }
 
 export function setUp() {
