@@ -7,7 +7,7 @@ around attention (chapter 4). The file leaves out what a small model on a laptop
 without, such as GPUs (for those, see examples/engines/).
 
     python microgpt.py                # learn from thousands of names, then invent some
-    python microgpt.py poems.txt      # learn from your own text, one document a line
+    python microgpt.py poems.txt      # learn from your own text, one document per line
     python microgpt.py --help         # everything else
 
 Read it from the top, import it, or run it. If a chapter is too steep, its header names
@@ -214,9 +214,9 @@ class Value:
     def backward(self):
         """Find d self / d v, for every Value v that self was computed from: v.grad.
 
-        A Value that is used twice gets a share from each use, so shares are added. Not
-        cleared are leaves (Values without children, such as parameters). So a second
-        call adds to them, until you set their grad to 0. All others are cleared first.
+        A Value that is used twice gets a share from each use, so we add shares. Leaves
+        (Values without children, such as parameters) are not cleared, so a second call
+        adds to them, until you set their grad to 0. All others are cleared first.
         >>> a = Value(2.0)
         >>> b = a * 3
         >>> b.backward()
@@ -255,7 +255,7 @@ def topological_order(root):
     """
     order = []
     seen = set()
-    stack = [root]  # and no function that calls itself: Python limits their depth
+    stack = [root]  # (a function that calls itself would hit Python's limit)
     while stack:
         node = stack.pop()
         if node is None:  # a mark: all children of the next node are in `order` now
@@ -1745,7 +1745,7 @@ def split_documents(documents, val_fraction=0.1, seed=0):
     if len(shuffled) == 1 and val_fraction:
         raise ValueError(
             "a single document cannot be split into training and held-out ones: give "
-            "more, one a line, or hold out none (val_fraction 0)"
+            "more, one per line, or hold out none (val_fraction 0)"
         )
     random.Random(seed).shuffle(shuffled)
     if not val_fraction:
@@ -2994,38 +2994,38 @@ DEFAULTS = {
     "quiet": False,
 }
 MODEL_OPTIONS = {
-    "n_layer": "Blocks that are stacked.",
-    "n_head": "Attention heads in each block.",
-    "n_embd": "Width: numbers that describe a token.",
-    "block_size": "Tokens that the model can read at once.",
-    "tokenizer": "char: a token is a character. bpe: it may be several.",
-    "vocab_size": "How many tokens there are, with bpe.",
+    "n_layer": "Number of blocks.",
+    "n_head": "Number of attention heads in each block.",
+    "n_embd": "Width: how many numbers describe a token.",
+    "block_size": "How many tokens the model can read at once.",
+    "tokenizer": "char: a token is a character. bpe: it may be several characters.",
+    "vocab_size": "Size of the vocabulary, with bpe.",
 }
 TRAINING_OPTIONS = {
-    "steps": "How often the parameters are moved.",
-    "batch_size": "Windows in each step.",
-    "lr": "Learning rate at its peak.",
-    "warmup": "Steps until the peak.",
-    "weight_decay": "How strongly weights are pulled to 0.",
-    "clip": "Longest gradient that is allowed; 0 allows any.",
-    "val_fraction": "Share of the documents that is held out.",
-    "eval_every": "Steps between two held-out losses; 0 shows none.",
-    "engine": "tensor, or value: one node for each number, slow.",
-    "workers": "Processes that share each batch.",
-    "seed": "Seed of the random numbers.",
+    "steps": "Number of training steps.",
+    "batch_size": "Number of windows in each step.",
+    "lr": "Peak learning rate.",
+    "warmup": "Steps until the learning rate reaches its peak.",
+    "weight_decay": "How strongly weights are pulled towards 0.",
+    "clip": "Largest gradient norm; 0 means no limit.",
+    "val_fraction": "Fraction of the documents to hold out.",
+    "eval_every": "Steps between held-out losses; 0 means never.",
+    "engine": "tensor, or value (slow: one node per number).",
+    "workers": "Number of processes that share each batch.",
+    "seed": "Seed for the random numbers.",
 }
 WRITING_OPTIONS = {
     "samples": "How many documents to write.",
-    "prompt": "How each of them begins.",
+    "prompt": "Text that each document begins with.",
     "temperature": "0 always takes the likeliest token; 1 draws as learned.",
-    "top_k": "Draw only from the k likeliest tokens; 0 means all.",
-    "top_p": "Draw only from the likeliest with this share.",
-    "max_tokens": "Longest document to write, in tokens.",
+    "top_k": "Draw only from the k likeliest tokens; 0 means no limit.",
+    "top_p": "Draw only from the likeliest, up to this probability.",
+    "max_tokens": "Maximum length of a document, in tokens.",
 }
-KEEPING_OPTIONS = {
-    "save": "Keep the model in this directory, every minute.",
-    "resume": "Go on with the training run that was saved there.",
-    "quiet": "Print the samples and nothing else.",
+SAVING_OPTIONS = {
+    "save": "Save the model in this directory, every minute and at the end.",
+    "resume": "Continue the training run saved in this directory.",
+    "quiet": "Print only the samples.",
 }
 
 
@@ -3053,7 +3053,7 @@ def load_documents(path):
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     documents = [line for line in lines if line.strip()]
     if not documents:
-        raise ValueError(f"{path} is empty: write one document a line")
+        raise ValueError(f"{path} is empty: write one document per line")
     return documents
 
 
@@ -3102,7 +3102,7 @@ def make_parser(command, groups, words, defaults=DEFAULTS):
 
 def refuse(message):
     """What a parser does when something is wrong, in place of ending the program."""
-    raise ValueError(f"{message} (--help shows what there is)")
+    raise ValueError(f"{message} (see --help)")
 
 
 def parse(command, parser, argv):
@@ -3114,8 +3114,7 @@ def parse(command, parser, argv):
     if unknown:
         kind = "option" if unknown[0].startswith("-") else "word"
         raise ValueError(
-            f"{command} does not take the {kind} {printable(unknown[0])} (--help shows "
-            "what there is)"
+            f"{command} does not take the {kind} {printable(unknown[0])} (see --help)"
         )
     options = vars(given)
     for name, value in options.items():
@@ -3139,14 +3138,14 @@ def only(options, kind):
 def train_command(argv, engine=None, start=None):
     """usage: python microgpt.py [train] [FILE] [options]
 
-    Learn from a text file, one document a line, then write. Without FILE, it learns
-    from names. Ctrl-C ends the learning early. Other commands:
-      python microgpt.py sample DIR [options]    write with a model that was saved
+    Train on a text file, one document per line, then write samples. Without FILE,
+    train on the bundled names. Ctrl-C ends the training early. Other commands:
+      python microgpt.py sample DIR [options]    write with a saved model
       python microgpt.py tokenize DIR TEXT       show the tokens of a text
       python microgpt.py explain DIR TEXT...     show how likely each token is
       python microgpt.py ladder                  eleven small steps up to a GPT
     Lines longer than 16 characters need a larger --block-size. For a better model,
-    give more --steps, then more --n-embd.
+    increase --steps first, then --n-embd.
     """
     groups = train_groups(engine, start)
     given = parse("train", make_parser(train_command, groups, {"FILE": "?"}), argv)
@@ -3192,12 +3191,12 @@ def train_groups(engine, start):
         "model": dict(MODEL_OPTIONS),
         "training": dict(TRAINING_OPTIONS),
         "writing": dict(WRITING_OPTIONS),
-        "keeping": dict(KEEPING_OPTIONS),
+        "saving": dict(SAVING_OPTIONS),
     }
     if engine is not None:
         del groups["training"]["engine"], groups["training"]["workers"]
     if start is not None:
-        del groups["model"], groups["keeping"]["resume"]
+        del groups["model"], groups["saving"]["resume"]
     return groups
 
 
@@ -3240,7 +3239,7 @@ def resume_training(documents, given, engine):
         if name in given:
             option = name.replace("_", "-")
             raise ValueError(
-                f"--{option} cannot be given with --resume: tokens are kept"
+                f"--{option} cannot be used with --resume: the saved tokenizer is"
             )
     has_engine = engine is not None
     changes = only(given, TrainConfig)
@@ -3262,7 +3261,7 @@ def resume_training(documents, given, engine):
 
 
 def describe(source, documents, trainer):
-    """What is learned from, and what learns."""
+    """The text, the model and the training run, for people to read."""
     shape = trainer.model.config
     config = trainer.config
     characters = sorted(set().union(*documents))
@@ -3295,7 +3294,7 @@ class Progress:
         self.first_step = trainer.step
         self.started = time.perf_counter()
         self.shown = self.started
-        self.speed = 0.0  # tokens a second, the mean of about the last 100 steps
+        self.speed = 0.0  # tokens per second, the mean of about the last 100 steps
         self.held_out = ""
 
     def show(self, step, is_last):
@@ -3370,7 +3369,7 @@ def run_training(trainer, say, directory):
 
 
 def finish(trainer, options):
-    """Write samples and, unless it is to be quiet, report on the training run."""
+    """Write samples and, unless --quiet is given, report on the training run."""
     known = set(trainer.documents)
     texts = set()
     rng = random.Random(trainer.config.seed)
@@ -3429,7 +3428,7 @@ def report(trainer, loss, copied):
 def sample_command(argv):
     """usage: python microgpt.py sample DIR [options]
 
-    Write with the model that --save has kept in DIR, or with a GPT-2 there.
+    Write with the model saved in DIR, or with any GPT-2 there.
     """
     sentences = {**WRITING_OPTIONS, "seed": TRAINING_OPTIONS["seed"]}
     defaults = {**DEFAULTS, "samples": 5, "seed": None}
@@ -3467,7 +3466,7 @@ def for_output(text):
 def tokenize_command(argv):
     """usage: python microgpt.py tokenize DIR TEXT
 
-    Show the tokens of a text, as the tokenizer in DIR cuts it.
+    Show how the tokenizer in DIR splits a text into tokens.
     """
     parser = make_parser(tokenize_command, {}, {"DIR": None, "TEXT": None})
     given = parse("tokenize", parser, argv)
@@ -3489,8 +3488,8 @@ def tokenize_command(argv):
 def run(argv, engine, start):
     """Find the command that the first word names, and run it. -> an exit status
 
-    The word of a file always means the file. A word that is neither a file nor a
-    command is taken for a file, too, so that the error says that there is none.
+    If there is a file of that name, the word means the file. A word that is neither a
+    file nor a command is taken for a file, too, so the error says that there is none.
     """
     word = argv[0] if argv else ""
     if os.path.isfile(word):

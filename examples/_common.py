@@ -1,7 +1,7 @@
-"""What the programs in this folder share: words on a terminal, and how a program ends.
+"""What the programs in this folder share: output to a terminal, and exit statuses.
 
-Importing it also makes `import microgpt` work where nothing is installed. It is not a
-program, and so its name begins with an underscore.
+Importing it also makes `import microgpt` work without installation. It is not a
+program, so its name begins with an underscore.
 """
 
 import argparse
@@ -24,14 +24,14 @@ def can_show(text):
 
 
 def in_colour():
-    """May the output have colours? It may on a terminal, unless NO_COLOR is set."""
+    """Should the output have colours? Yes on a terminal, unless NO_COLOR is set."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def width():
     """How many columns a line may have: 79, or fewer on a narrow terminal.
 
-    There are at least 60, because no table here fits into less.
+    It is at least 60, because the tables here need that many.
     """
     if not sys.stdout.isatty():
         return 79
@@ -59,7 +59,7 @@ def escape(text):
 
 
 def visible(text):
-    """A text with escapes for what would disturb a terminal, or is unknown to it."""
+    """A text with escapes for characters that the output cannot safely show."""
     shown = [c if c.isprintable() and can_show(c) else escape(c) for c in text]
     return "".join(shown)
 
@@ -78,8 +78,8 @@ def make_parser(name, description):
 def run_command(name, command, options, status_of_errors=1):
     """Call a command with its options -> its exit status, 0 if it returns None.
 
-    What goes wrong is told in one line. A reader that has seen enough, such as `head`,
-    is no error to speak of: the status is 1, and nothing is told.
+    An error becomes a message of one line. If the reader of the output closes it early,
+    as `head` does, the status is 1 and there is no message.
     """
     try:
         status = command(options) or 0
@@ -106,6 +106,6 @@ def run_command(name, command, options, status_of_errors=1):
 
 
 def close_output():
-    """Keep Python from writing, at its exit, what can no longer be written."""
-    with suppress(OSError):  # the output may be no file at all
+    """Keep Python from writing to the closed output when it exits."""
+    with suppress(OSError):  # the output may not be a file at all
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,12 +1,12 @@
-"""A prompt that completes what you type, and says how likely that is.
+"""Complete what you type, and show how likely each completion is.
 
     python microgpt.py --save names                 # a model: see the README
     pip install prompt_toolkit
     python examples/autocomplete.py names
 
-It starts at once. While you type, a menu shows the likeliest ways to go on, which
-lookahead.py finds. The share beside each one is its probability among all texts that
-the model could write from here. The bottom line shows the likeliest next tokens:
+It starts at once. While you type, a menu shows the likeliest completions, which
+lookahead.py finds. The percentage beside each one is its probability among all texts
+that the model could write from here. The bottom line shows the likeliest next tokens:
 
     > mar
          a⏎     1.68%
@@ -15,13 +15,13 @@ the model could write from here. The bottom line shows the likeliest next tokens
 
     next: 'a' 14.8%  'i' 11.2%  'e' 7.13%  'd' 5.82%  'o' 5.79%
 
-A ⏎ in the menu says that the document ends there. It counts in the probability, but it
-is not put into the line. Tab and the arrow keys choose a suggestion. Enter takes the
-line and prints how likely it is as a whole document. Ctrl-D or Ctrl-C leaves. All this
-is computed while you type, so it is meant for small models: with 10,000 parameters the
-menu takes a moment, with 100,000 some seconds.
+A ⏎ in the menu means that the document ends there. It counts towards the probability,
+but it is not inserted into the line. Tab and the arrow keys choose a suggestion. Enter
+accepts the line and prints how likely it is as a whole document. Ctrl-D or Ctrl-C
+quits. All this is computed while you type, so it is meant for small models: with 10,000
+parameters the menu takes a moment, with 100,000 several seconds.
 
-Without a terminal it needs no prompt_toolkit. It then reads lines, and prints the
+Without a terminal, it does not need prompt_toolkit. It then reads lines, and prints the
 suggestions for each:
 
     echo mar | python examples/autocomplete.py names -k 3
@@ -37,7 +37,7 @@ from lookahead import completions, predict
 
 from microgpt import END, load_model, load_tokenizer, score
 
-# --- What there is to say -------------------------------------------------------------
+# --- Texts to show --------------------------------------------------------------------
 
 
 def percent(p):
@@ -46,7 +46,7 @@ def percent(p):
 
 
 def with_sign(text):
-    """A text as it is shown: with a sign for its end."""
+    """A text as it is shown, with a sign for its end."""
     if not text.endswith(END):
         return visible(text)
     sign = "⏎" if can_show("⏎") else "[end]"
@@ -56,7 +56,7 @@ def with_sign(text):
 def suggest(model, tokenizer, text, k, max_tokens):
     """The likeliest ways to go on: [(what to insert, what to show, probability), ...].
 
-    What is inserted has no end, and not the half of a character.
+    The inserted text has no sign for the end, and no part of a character.
     """
     suggestions = []
     for way, p in completions(model, tokenizer, text, k, max_tokens, beam=max(10, k)):
@@ -100,7 +100,7 @@ def make_prompt(model, tokenizer, k, max_tokens):
             text = document.text_before_cursor
             try:
                 ways = suggest(model, tokenizer, text, k, max_tokens)
-            except ValueError:  # the validator tells
+            except ValueError:  # the validator reports it
                 return
             for inserted, shown, p in ways:
                 yield Completion(inserted, display=shown, display_meta=percent(p))
@@ -133,7 +133,7 @@ class BottomLine:
         self.is_busy = False
 
     def show(self):
-        """What is to be shown now. Computing starts if nothing is known yet."""
+        """The line to show now. If it is not known yet, start computing it."""
         from prompt_toolkit.application import get_app
 
         app = get_app()
@@ -144,7 +144,7 @@ class BottomLine:
         return self.lines.get(text, "next: ...")
 
     async def compute(self, app, text):
-        """Compute a line and have it drawn. That also looks at what was typed since."""
+        """Compute a line and redraw, which also handles what was typed meanwhile."""
         loop = asyncio.get_running_loop()
         try:
             self.lines[text] = await loop.run_in_executor(
@@ -158,8 +158,8 @@ class BottomLine:
 
 
 def converse(prompt, model, tokenizer):
-    """Take a line and judge it, again and again, until Ctrl-D or Ctrl-C."""
-    print("Tab and the arrows choose, Enter takes the line, Ctrl-D leaves.")
+    """Read lines and print how likely each one is, until Ctrl-D or Ctrl-C."""
+    print("Tab and the arrow keys choose, Enter accepts the line, Ctrl-D quits.")
     while True:
         try:
             line = prompt.prompt()
@@ -172,7 +172,7 @@ def converse(prompt, model, tokenizer):
 
 
 def answer_lines(model, tokenizer, lines, k, max_tokens):
-    """Print the suggestions for each line -> 1 if one was not understood, else 0."""
+    """Print the suggestions for each line -> 1 if there was an error, else 0."""
     status = 0
     for line in lines:
         text = line.rstrip("\r\n")
@@ -189,7 +189,7 @@ def answer_lines(model, tokenizer, lines, k, max_tokens):
 
 
 def complete(options):
-    """Ask at a terminal, or read lines from elsewhere -> an exit status."""
+    """Prompt on a terminal, or read lines from a file or pipe -> an exit status."""
     model = load_model(options.directory)
     tokenizer = load_tokenizer(options.directory)
     k = options.k
@@ -200,7 +200,7 @@ def complete(options):
         prompt = make_prompt(model, tokenizer, k, max_tokens)
     except ImportError:
         raise ValueError(
-            "at a terminal it needs prompt_toolkit: pip install prompt_toolkit"
+            "on a terminal, it needs prompt_toolkit: pip install prompt_toolkit"
         ) from None
     converse(prompt, model, tokenizer)
     return 0
@@ -220,7 +220,7 @@ def main(argv=None):
     parser.add_argument(
         "directory",
         metavar="DIR",
-        help="The directory of a model that --save has kept.",
+        help="The directory of a saved model.",
     )
     parser.add_argument(
         "-k",

@@ -1,17 +1,17 @@
-"""How likely a model finds a text, token by token. Several texts are ranked.
+"""Show how likely a model finds a text, token by token, and rank several texts.
 
     python microgpt.py explain DIR TEXT...
     python examples/explain.py DIR TEXT...          # the same
 
-DIR is a model that `--save` has kept, or any GPT-2 directory. Each text is a document:
-<|endoftext|> stands before it, and must be predicted after it. The table has a row for
-each token: its id, the probability that the model gave it, a bar of that length, its
-loss in nats, and the likeliest tokens in its place. `end`, without quotes, stands for
-<|endoftext|>.
+DIR is the directory of a model that `--save` has written, or of any GPT-2. Each text is
+a document: <|endoftext|> stands before it, and must be predicted after it. The table
+has a row for each token: its id, the probability that the model gave it, a bar of that
+length, its loss in nats, and the likeliest tokens in its place. `end`, without quotes,
+stands for <|endoftext|>.
 
-On a terminal the text is also shown in colour: red for tokens below 5%, yellow below
-30%, green from there on. Several texts are ranked, the likeliest first. All this takes
-no longer than to read the texts.
+On a terminal, the text is also coloured: tokens below 5% are red, those below 30%
+yellow, and all others green. Several texts are ranked, the likeliest first. All this
+takes no longer than one forward pass over the texts.
 """
 
 import math
@@ -39,7 +39,7 @@ NO_COLOUR = "\x1b[0m"
 
 
 def name(token):
-    """A token as it can stand in a table, in at most 16 columns."""
+    """A token for the table, in at most 16 columns."""
     return "end" if token == microgpt.END else fit(quoted(token), 16)
 
 
@@ -58,8 +58,8 @@ def row(scored):
 def pieces(scored, tokenizer):
     """The text of the tokens and its probability: [(text, probability), ...].
 
-    Tokens that are parts of one character come together, with the product of their
-    probabilities. The last token, <|endoftext|>, is left out.
+    Tokens that are parts of one character are joined, and their probabilities
+    multiplied. The last token, <|endoftext|>, is left out.
     """
     found = []
     ids = []
@@ -77,7 +77,7 @@ def pieces(scored, tokenizer):
 
 
 def wrapped(parts):
-    """A text in lines that are no longer than a line's width.
+    """A text broken into lines of at most width() columns.
 
     Its parts are (mark, text). A mark, such as a colour, takes no room.
     """
@@ -96,7 +96,7 @@ def wrapped(parts):
 
 
 def colour(probability):
-    """What switches a terminal to the colour of a probability."""
+    """The escape code for the colour of a probability."""
     if probability < 0.05:
         return RED
     return YELLOW if probability < 0.3 else GREEN
@@ -127,7 +127,7 @@ def rank(documents):
     """Print all texts, the most probable first.
 
     A text is less probable than each of its parts. So the loss per token, which does
-    not grow with the length, stands beside the probability of the whole.
+    not grow with the length, is printed beside the probability of the whole.
     """
     totals = []
     for text, scored in documents:
@@ -140,7 +140,7 @@ def rank(documents):
 
 
 def explain_all(options):
-    """Score all texts, then print what there is to say."""
+    """Score all texts, then print their tables and their ranking."""
     model = microgpt.load_model(options.directory)
     tokenizer = microgpt.load_tokenizer(options.directory)
     documents = []
@@ -158,7 +158,7 @@ def main(argv=None):
     parser.add_argument(
         "directory",
         metavar="DIR",
-        help="The directory of a model that --save has kept.",
+        help="The directory of a saved model.",
     )
     parser.add_argument(
         "texts", metavar="TEXT", nargs="+", help="A document, or several to compare."

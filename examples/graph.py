@@ -1,4 +1,4 @@
-"""Backpropagation to check by eye: the graph of an expression, as a tree.
+"""Show backpropagation: the graph of an expression, as a tree to check by eye.
 
     python examples/graph.py                                # a neuron and its loss
     python examples/graph.py "a * b + a ** 2" a=2 b=-3
@@ -6,7 +6,7 @@
     python examples/graph.py --layer softmax                # a layer of three Values
     python examples/graph.py --dot | dot -Tsvg > graph.svg  # for Graphviz
 
-It takes no time and prints, for the second one:
+The second command prints:
 
                     data  grad  local × parent's grad
     a * b + a ** 2    -2     1
@@ -17,16 +17,17 @@ It takes no time and prints, for the second one:
       └ a (above)                4 × 1 = 4
 
 Each line is a node. It stands below its parent, the Value that was computed from it.
-`local` is d parent / d node, which was noted when the parent was computed. The chain
+`local` is d parent / d node, which was stored when the parent was computed. The chain
 rule: a node's grad is the sum of local × parent's grad over all its parents. So a's
 grad is -3 + 4 = 1.
 
-A node with several parents is drawn in full for one of them. For the others it is only
-named, and marked "(above)". What would lead too far to the right is marked "(below)",
-and drawn by itself. A plain number, like the 2, is no node: it stays inside the
-operation. a - b is computed as a + (-b), and a / b as a * b ** -1, so that is drawn.
+A node with several parents is drawn in full for one of them. For the others, only its
+name is drawn, marked "(above)". A branch that would reach too far to the right is
+marked "(below)", and drawn separately. A plain number, like the 2, is not a node: it is
+part of the operation. a - b is computed as a + (-b), and a / b as a * b ** -1, so the
+tree shows them in this form.
 
-`tree` and `dot` draw any Value after its backward(), also those of your own code.
+`tree` and `dot` draw any Value after its backward(), including those in your own code.
 """
 
 import ast
@@ -53,7 +54,7 @@ ASCII = "||`x~"
 def relu(x):
     """max(0, x), for a float or a Value: an operation that microgpt.py does not have.
 
-    So this is how to add one. Compute the result, and say which Values it was computed
+    This is how to add one: compute the result, and say which Values it was computed
     from and what its derivative is with respect to each of them.
     """
     if not isinstance(x, Value):
@@ -89,7 +90,7 @@ def nodes(value):
     while stack:
         node = stack.pop()
         if isinstance(node, Tensor):
-            raise TypeError("a Tensor has a rule, and no local gradients: use Values")
+            raise TypeError("a Tensor has a rule, not local gradients: use Values")
         if id(node) not in found:
             found[id(node)] = node
             stack.extend(reversed(node.children))
@@ -116,7 +117,7 @@ def walk(value, label):
     """
     seen = set()
     roots = [value]
-    for root in roots:  # their number grows on the way
+    for root in roots:  # the list grows during the loop
         stack = []
         if id(root) not in seen:
             stack.append((0, "", "", root, [None, None, None]))
@@ -135,12 +136,12 @@ def walk(value, label):
 
 
 def short(name):
-    """Of a definition such as "b = a + a", the name."""
+    """The name in a definition such as "b = a + a"."""
     return name.partition(" = ")[0]
 
 
 def branches(node, depth, below):
-    """What walk has to do for a node's children: the last child first."""
+    """What walk pushes onto its stack for a node's children, the last child first."""
     found = []
     for child, local in zip(node.children, node.local_grads):
         edge = [local, node.grad, local * node.grad]
@@ -190,8 +191,8 @@ def tree(value, names=None):
 def dot(value, names=None):
     """A Value's graph in Graphviz's language.
 
-    The arrows go the way of the gradient, from parent to child, and carry the local
-    gradient. Times the grad at its tail, this is a share of the grad at its head.
+    The arrows follow the gradient, from parent to child, and show the local gradient.
+    Multiplied by the grad at the arrow's tail, it is a share of the grad at its head.
     """
     label = labels(value, names or {})
     found = nodes(value)
@@ -213,8 +214,8 @@ def dot(value, names=None):
 def compute(text, given):
     """An expression and {name: number} -> (a Value, {id(node): label} for its tree).
 
-    Definitions may stand before the expression: `name = expression;`. ValueError says
-    what is not allowed.
+    Definitions may precede the expression: `name = expression;`. Raises ValueError for
+    whatever is not allowed.
     """
     known = {name: Value(x) for name, x in given.items()}
     names = {id(value): name for name, value in known.items()}
@@ -256,7 +257,7 @@ def defined_name(statement):
 
 
 def not_allowed(node):
-    """The error for what is no arithmetic."""
+    """The error for anything that is not arithmetic."""
     text = ast.unparse(node)[:50]
     return ValueError(f"{text!r} is not allowed here, only {ALLOWED}")
 
@@ -297,7 +298,7 @@ def operation(node):
 
 
 def hidden(op, parts):
-    """The second node that some operations make. No part of the expression is it."""
+    """The extra node that some operations make. It is not a part of the expression."""
     if isinstance(op, ast.Sub):  # a - b is a + (-b)
         return ast.UnaryOp(ast.USub(), parts[1])
     if isinstance(op, ast.Div):  # a / b is a * b ** -1
@@ -373,7 +374,7 @@ def layer(name):
 
 
 def draw(options):
-    """Compute what was asked for, and print its graph."""
+    """Compute what the options ask for, and print its graph."""
     from _common import can_show
 
     if options.layer and options.expression is not None:
@@ -392,7 +393,7 @@ def draw(options):
     text = dot(value, names) if options.dot else tree(value, names)
     if not can_show(BOX):
         text = text.translate(str.maketrans(BOX, ASCII))
-    if hasattr(sys.stdout, "reconfigure"):  # for a name with letters that it lacks
+    if hasattr(sys.stdout, "reconfigure"):  # for names that it cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     print(text)
 
@@ -406,11 +407,11 @@ def main(argv=None):
     parser.add_argument(
         "expression",
         nargs="?",
-        help=f"An expression of {ALLOWED}. Put one that begins with a minus into "
-        "parentheses.",
+        help=f"An expression of {ALLOWED}. If it begins with a minus, put it "
+        "into parentheses.",
     )
     parser.add_argument(
-        "numbers", nargs="*", metavar="NAME=NUMBER", help="What a name stands for."
+        "numbers", nargs="*", metavar="NAME=NUMBER", help="The value of a name."
     )
     parser.add_argument(
         "--layer", choices=LAYERS, help="Draw a layer of three Values instead."

@@ -2,8 +2,8 @@
 
     python microgpt.py ladder                # the steps, and the questions they answer
     python microgpt.py ladder attention      # run one, by its name or number
-    python microgpt.py ladder --all          # run all (a minute): README's table
-    python examples/ladder.py --readme       # and put it into examples/ladder/README.md
+    python microgpt.py ladder --all          # run all (a minute), and print the table
+    python examples/ladder.py --readme       # and put it into the ladder's README.md
 
 The programs are in examples/ladder/. They also run by themselves, such as
 `python examples/ladder/08_attention.py`. All of them learn from the bundled names and
@@ -57,7 +57,7 @@ def run_all():
         seconds = time.perf_counter() - started
         if run.returncode != 0:
             print()
-            raise ValueError(f"{path} has failed")
+            raise ValueError(f"{path} failed")
         parameters, loss = result(name, run.stdout)
         print(f"{parameters} parameters, held-out loss {loss}, {seconds:.1f} seconds")
         link = f"[{name}]({path.name})"
@@ -116,13 +116,17 @@ def main(argv=None):
     parser.add_argument(
         "step",
         nargs="?",
-        help="The step to run, by its name or number. Without it, all are listed.",
+        help="The name or number of the step to run. Without it, list all steps.",
     )
     parser.add_argument(
-        "--all", action="store_true", help="Run all steps, and print README's table."
+        "--all",
+        action="store_true",
+        help="Run all steps, and print the README's table.",
     )
     parser.add_argument(
-        "--readme", action="store_true", help="Do the same, and put it into README.md."
+        "--readme",
+        action="store_true",
+        help="Do the same, and put the table into README.md.",
     )
     return run_command("ladder", climb, parser.parse_args(argv))
 

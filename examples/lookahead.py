@@ -1,11 +1,11 @@
-"""What comes next: the likeliest next tokens, and the likeliest ways to go on.
+"""Show what comes next: the likeliest next tokens, and the likeliest completions.
 
     python microgpt.py lookahead DIR [PROMPT]
     python examples/lookahead.py DIR [PROMPT]       # the same
 
-DIR is a model that `--save` has kept, or any GPT-2 directory. A way to go on ends with
-<|endoftext|>, or it is cut after 20 tokens. With a small model the answer comes at
-once. autocomplete.py uses the same functions while you type.
+DIR is the directory of a model that `--save` has written, or of any GPT-2. A completion
+ends with <|endoftext|>, or it is cut off after 20 tokens. With a small model, the
+answer is immediate. autocomplete.py uses the same functions while you type.
 """
 
 import math
@@ -20,7 +20,7 @@ from microgpt import CachedGPT, load_model, load_tokenizer, softmax
 def predict(model, tokenizer, prompt="", k=5):
     """The k likeliest next tokens: [(token, probability), ...], the likeliest first.
 
-    Of a prompt that is longer than the block, the last block_size tokens are read.
+    If the prompt is longer than the block, only its last block_size tokens are read.
     """
     tokens = [tokenizer.end] + tokenizer.encode(prompt)
     probabilities = next_probabilities(CachedGPT(model), tokens)
@@ -30,17 +30,17 @@ def predict(model, tokenizer, prompt="", k=5):
 
 
 def completions(model, tokenizer, prompt="", k=5, max_tokens=20, beam=10):
-    """The k likeliest ways to go on: [(text, probability), ...], the likeliest first.
+    """The k likeliest completions: [(text, probability), ...], the likeliest first.
 
     Each ends with <|endoftext|> or after max_tokens tokens. Raises ValueError for a
     character that the tokenizer does not know, and unless 1 <= k <= beam and
     1 <= max_tokens.
 
-    To take the likeliest token each time would miss texts that begin modestly and go on
-    well. To try all texts would take vocab_size ** max_tokens steps. Beam search lies
-    in between: of all beginnings of the same length, it follows the `beam` likeliest.
-    It can still miss a text, if at some length more than `beam` beginnings are likelier
-    than the text's own. A larger beam misses fewer.
+    Always taking the likeliest token would miss texts whose beginning is unlikely and
+    whose rest is likely. Trying all texts would take vocab_size ** max_tokens steps.
+    Beam search is a compromise: of all beginnings of the same length, it keeps the
+    `beam` likeliest. It can still miss a text if, at some length, `beam` other
+    beginnings are likelier. A larger beam misses fewer texts.
     """
     if not 1 <= k <= beam or max_tokens < 1:
         raise ValueError(
@@ -48,7 +48,7 @@ def completions(model, tokenizer, prompt="", k=5, max_tokens=20, beam=10):
             "beam, and max_tokens at least 1"
         )
     start = [tokenizer.end] + tokenizer.encode(prompt)
-    growing = [(0.0, [], CachedGPT(model))]  # log probability, ids, what has read them
+    growing = [(0.0, [], CachedGPT(model))]  # log probability, ids, reader
     finished = []  # log probability, ids
     for n in range(1, max_tokens + 1):
         longer = one_token_longer(growing, start)
@@ -63,13 +63,13 @@ def completions(model, tokenizer, prompt="", k=5, max_tokens=20, beam=10):
         if not growing:
             break
         if len(finished) == k and growing[0][0] <= finished[-1][0]:
-            break  # a text that grows only becomes less likely
+            break  # a longer text is only less likely
         growing = [(log_p, ids, copy_of(reader)) for log_p, ids, reader in growing]
     return [(tokenizer.decode(ids), math.exp(log_p)) for log_p, ids in finished]
 
 
 def one_token_longer(growing, start):
-    """Every way to make one of these texts longer by a token."""
+    """Every extension of one of these texts by a token."""
     longer = []
     for log_p, ids, reader in growing:
         for i, p in enumerate(next_probabilities(reader, start + ids)):
@@ -81,7 +81,7 @@ def one_token_longer(growing, start):
 def next_probabilities(reader, tokens):
     """The probabilities of the token after these, of which a CachedGPT has read some.
 
-    When they no longer fit into the block, the last block_size tokens are read anew.
+    When they no longer fit into the block, the last block_size tokens are read again.
     """
     unread = tokens[reader.n_read :]
     block_size = reader.config.block_size
@@ -92,7 +92,7 @@ def next_probabilities(reader, tokens):
 
 
 def copy_of(reader):
-    """A CachedGPT that has read the same, and reads on by itself."""
+    """A copy of a CachedGPT, with its own cache."""
     copy = CachedGPT(reader)
     copy.n_read = reader.n_read
     copy.past = {name: rows[:] for name, rows in reader.past.items()}
@@ -100,7 +100,7 @@ def copy_of(reader):
 
 
 def look(options):
-    """Find both, and print them."""
+    """Find and print the next tokens and the completions."""
     model = load_model(options.directory)
     tokenizer = load_tokenizer(options.directory)
     k = options.k
@@ -122,7 +122,7 @@ def main(argv=None):
     parser.add_argument(
         "directory",
         metavar="DIR",
-        help="The directory of a model that --save has kept.",
+        help="The directory of a saved model.",
     )
     parser.add_argument(
         "prompt",

@@ -4,26 +4,26 @@ They need matplotlib:
 
     python -m pip install matplotlib
     python examples/pictures.py                     # of the bundled names, in pictures/
-    python examples/pictures.py poems.txt --out poems   # your text, one document a line
-    python examples/pictures.py --model DIR         # a model that --save has kept
+    python examples/pictures.py poems.txt --out poems   # your text
+    python examples/pictures.py --model DIR         # a saved model
 
 loss.png          The training loss of every step and its running mean, the held-out
-                  loss along the way, and for scale the losses of models that only count
-                  (`baselines`).
+                  loss along the way, and for comparison the losses of models that only
+                  count (`baselines`).
 attention.png     What each token of a document looks at, in every head of every block.
                   The document is a held-out one of about 8 characters, unless --text
                   gives another.
 embedding.png     The tokens' embeddings, n_embd numbers each, along the two directions
                   in which they differ most: their first two principal components.
-temperature.png   For temperatures from 0 to 2: which share of the samples differ from
-                  one another, and which share are new; how likely the model itself
+temperature.png   For temperatures from 0 to 2: the share of samples that differ from
+                  one another, and the share that are new; how likely the model itself
                   finds them; and some of them.
 
 Without --model it trains a model of two blocks. That takes about two minutes; with
---steps 3000 it takes five, and there is more to be seen. With --model there is no
+--steps 3000 it takes five, and the pictures show more. With --model there is no
 loss.png, and FILE, or the bundled names, serves both as the training text and as the
-held-out text. All that is random follows from --seed, so the same command gives the
-same numbers. It prints those of the curves.
+held-out text. All random numbers depend on --seed, so the same command gives the same
+results. It also prints the numbers in the curves.
 """
 
 import io
@@ -72,7 +72,7 @@ STYLE = {
     "text.parse_math": False,  # a $ is a $
 }
 
-# What is written at one temperature. `different` is the share of different samples,
+# The samples at one temperature. `different` is the share of different samples,
 # `new` the share of different ones that are not training documents, and `loss` the mean
 # loss of all their tokens, by the model itself.
 Variety = namedtuple("Variety", "temperature samples different new loss")
@@ -118,7 +118,7 @@ def principal_components(rows, k=2):
 
     -> (where each row lies along them, the share of the variance along each)
     """
-    import numpy  # matplotlib has brought it
+    import numpy  # matplotlib depends on it
 
     rows = numpy.array(rows) - numpy.mean(rows, axis=0)
     padded = numpy.pad(rows, ((0, k), (0, k)))  # there may be fewer rows, or numbers
@@ -161,7 +161,7 @@ def mean_loss(model, tokenizer, documents):
 def spread(points, gap):
     """Push points apart until all are (nearly) a gap or more from one another.
 
-    Labels need this room. All points move at once, and so they keep their order.
+    Labels need this space. All points move at once, so they keep their order.
     """
     for _ in range(100):
         pushed = [list(point) for point in points]
@@ -175,7 +175,7 @@ def spread(points, gap):
 
 
 def direction(a, b, is_first):
-    """The direction from point b to point a. If they are one, the order decides."""
+    """The direction from point b to point a. If they coincide, the order decides."""
     distance = math.dist(a, b)
     if distance == 0:
         return [1.0 if is_first else -1.0] * len(a)
@@ -183,7 +183,7 @@ def direction(a, b, is_first):
 
 
 def kind(token):
-    """What kind of token it is; each has its colour in the embedding."""
+    """The kind of a token. Each kind has its own colour in the embedding."""
     if token == END:
         return END
     if len(token) > 1 or not token.isalpha():
@@ -211,7 +211,7 @@ def new_figure(width, height):
 def label_ends(axes, lines, labels):
     """Write labels, [(height, text, colour), ...], to the right of axes.
 
-    The axes are as high as so many lines of text.
+    `lines` is the height of the axes, in lines of text.
     """
     low, high = axes.get_ylim()
     heights = [(height,) for height, _, _ in labels]
@@ -292,7 +292,7 @@ def draw_head(axes, labels, weights, shades):
 def draw_embedding(tokens, points, shares, most=200):
     """Each token at its place, or beside it where it would cover another.
 
-    Tokens that cannot be read are left out; of many, about `most` are drawn.
+    Unreadable tokens are left out. If there are too many, about `most` are drawn.
     """
     figure = new_figure(8, 4.2)
     axes = figure.subplots()
@@ -401,7 +401,7 @@ def write_samples(axes, found, most=3):
 
 
 def new_trainer(documents, steps, seed):
-    """A training that begins. Its block holds any document, up to 64 characters."""
+    """A Trainer for a new model. Its block holds documents of up to 64 characters."""
     tokenizer = microgpt.CharTokenizer(documents)
     block_size = min(64, 1 + max(map(len, documents)))
     shape = microgpt.Config(tokenizer.vocab_size, block_size, **SHAPE)
@@ -432,7 +432,7 @@ def draw(options, documents, save):
     text = options.text
     if not text:
         text = min(others, key=lambda document: abs(len(document) - 8))[:12]
-    tokenizer.encode(text)  # if it cannot be, say so before training
+    tokenizer.encode(text)  # raises before training if it cannot
 
     if trainer is not None:
         draw_learning(trainer, save)
@@ -495,16 +495,16 @@ def arguments(argv):
         "file",
         metavar="FILE",
         nargs="?",
-        help="A text file, one document a line (the bundled names).",
+        help="A text file, one document per line (the bundled names).",
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
         default="pictures",
-        help="The directory that the pictures go to (pictures).",
+        help="The directory for the pictures (pictures).",
     )
     parser.add_argument(
-        "--model", metavar="DIR", help="Draw the model that --save has kept there."
+        "--model", metavar="DIR", help="Draw the model that --save has written there."
     )
     parser.add_argument("--text", help="The document whose attention is drawn.")
     numbers = {

@@ -1,11 +1,11 @@
-"""A GPT that keeps what is computed on the way: every activation, by name.
+"""A GPT that records every activation of a forward pass, by name.
 
     traced = TracedGPT(model)
     traced(tokens)
     traced.trace["h.0.attn"]        # attention's weights in the first block, by head
 
-The trace is that of the last window that was read. It holds, for n tokens and for each
-block i from 0 on, in the order in which they are computed:
+The trace is that of the last window. For n tokens and each block i from 0 on, it holds
+these activations, in the order in which they are computed:
 
     embeddings          [n][n_embd]     of token and position, added
     h.i.ln_1            [n][n_embd]     the first layernorm
@@ -21,9 +21,9 @@ block i from 0 on, in the order in which they are computed:
     logits              [n][vocab_size]
 
 The numbers are of the same kind as the parameters: floats, Values or Tensors. After
-backward(), Values and Tensors have their gradients here, too. The trace changes nothing
-in what the model computes. Attention's weights are not in the graph of Tensors, so they
-are computed once more, from the queries and keys.
+backward(), Values and Tensors have their gradients here, too. Tracing does not change
+what the model computes. Attention's weights are not in the graph of Tensors, so they
+are recomputed from the queries and keys.
 """
 
 import math
@@ -39,12 +39,12 @@ class TracedGPT(GPT):
         self.trace = {}
 
     def keep(self, name, x):
-        """Put something into the trace, and hand it back."""
+        """Put something into the trace, and return it."""
         self.trace[name] = x
         return x
 
     def apply(self, layer, name, x):
-        """Keep what a layer with parameters gives."""
+        """Keep the output of a layer with parameters."""
         return self.keep(name, super().apply(layer, name, x))
 
     def attend(self, name, x):
@@ -53,20 +53,20 @@ class TracedGPT(GPT):
         return super().attend(name, x)
 
     def block(self, h, x):
-        """Keep what a block gives and, if it is the first one, what it gets."""
+        """Keep a block's output and, if it is the first block, its input."""
         if h == "h.0":
             self.keep("embeddings", x)
         return self.keep(h, super().block(h, x))
 
     def __call__(self, tokens):
-        self.trace = {}  # a new one: whoever holds the last one can go on using it
+        self.trace = {}  # a new one, so that callers can keep the last one
         return self.keep("logits", super().__call__(tokens))
 
 
 def weights_by_head(x, n_head):
-    """For each head, each token's weights of those that it sees: [n_head][n][1 to n].
+    """For each head, each token's weights on those that it sees: [n_head][n][1 to n].
 
-    x is what attention gets: rows with a token's query, key and value, side by side.
+    x is the input of attention: rows with a token's query, key and value, side by side.
     """
     data = x.data if isinstance(x, Tensor) else x
     rows = [[float(number) for number in row] for row in data]

@@ -1,35 +1,34 @@
 """Look inside a forward pass: what a saved model does with a text.
 
     python microgpt.py --save names
-    python examples/xray.py names emma                  # in brief: of the last token
-    python examples/xray.py names emma --attention      # who looks at whom, by head
-    python examples/xray.py names emma --residual       # each token's row, as it grows
+    python examples/xray.py names emma                  # in brief, for the last token
+    python examples/xray.py names emma --attention      # what each token looks at
+    python examples/xray.py names emma --residual       # each token's row, by block
     python examples/xray.py names emma --neighbours     # tokens with similar embeddings
     python examples/xray.py names emma --json emma.json # every number and gradient
     python examples/xray.py --compare emma.json port.json
 
-It prints shaded grids and lists as plain text, in a second for a small model. The text
-is read as a document: <|endoftext|> is its first token, and the target of its last one.
-Of a text that is longer than the model's block, only the first window is shown and
-written, and a line says so.
+It prints shaded grids and lists as plain text. This takes a second for a small model.
+The text is read as a document: <|endoftext|> is its first token, and the target of its
+last one. If the text is longer than the model's block, only its first window is shown
+and written, and a line says so.
 
---compare is for ports. Run your own code on the same text, with the same parameters
-(they are in model.safetensors), and write the same form. Then learn where the two first
-differ. The activations are compared in the order of the forward pass, and after them
-the gradients in the order of the backward pass: an error spoils all that comes after
-it, so the first difference is the one to look at. This needs no model. The exit status
-is 0 if everything is equal, 1 if not, and 2 for bad input.
+--compare is for ports of the model. Run your own code on the same text, with the same
+parameters (they are in model.safetensors), and write the same format. Then --compare
+shows where the two first differ. The activations are compared in the order of the
+forward pass, and after them the gradients in the order of the backward pass: an error
+affects everything after it, so the first difference is the one to look at. This needs
+no model. The exit status is 0 if everything is equal, 1 if not, and 2 for bad input.
 
-The form that --json writes is a JSON object. Lists are row by row, n is the number of
-tokens, and floats have all their digits (no NaN, no Infinity). The order of names does
-not matter.
+--json writes a JSON object. Lists are row by row, n is the number of tokens, and floats
+have all their digits (no NaN, no Infinity). The order of names does not matter.
 
     format, version     "microgpt trace", 1
-    engine              "tensor" or "value", or the name of what else computed it; it
-                        is not compared
+    engine              "tensor" or "value", or the name of your own program; it is
+                        not compared
     config              {"vocab_size", "block_size", "n_layer", "n_head", "n_embd"}
     tokens, positions   [n]: the ids that are read, <|endoftext|> first, and 0 to n - 1
-    targets             [n]: the ids to be predicted, which are the tokens, one later
+    targets             [n]: the ids to predict, which are the tokens shifted by one
     loss                the mean over the n predictions of -log(target's probability)
     activations         {name: numbers}, with the names and shapes in tracing.py
     gradients           {name: numbers}, d loss / d each number: of all activations but
@@ -77,7 +76,8 @@ SHARES = [0.02, 0.1, 0.25, 0.5]  # of attention, where the next shade begins
 def safe(text):
     """A text in characters that take one column each, with _ for a space.
 
-    What is unprintable, wide, combining or unknown to the output is escaped.
+    Characters that are unprintable, wide, combining or unknown to the output are
+    escaped.
     """
     shown = []
     for c in text:
@@ -145,7 +145,7 @@ def show_attention(trace, config, labels, brief):
         for j, rows in enumerate(trace[f"h.{i}.attn"]):
             heads[f"h.{i} head {j}"] = rows
     print("\nAttention: how much of its attention a token gives to each token that it")
-    print(f"sees, itself included;\n{legend(SHARES, '.0%')}")
+    print(f"sees, including itself;\n{legend(SHARES, '.0%')}")
     if brief:
         title = f"the last token, {labels[-1]}, in each head"
         show_weights(title, list(heads), [rows[-1] for rows in heads.values()], labels)
@@ -155,7 +155,7 @@ def show_attention(trace, config, labels, brief):
 
 
 def show_weights(title, names, rows, labels):
-    """Print a grid of weights. Of too many tokens, the last ones are drawn."""
+    """Print a grid of weights. If it is too wide, only the last tokens are drawn."""
     room = width() - max(map(len, names)) - 1
     first = max(0, len(labels) - room)
     if first:
@@ -170,13 +170,13 @@ def show_weights(title, names, rows, labels):
 
 
 def grouped(row, size):
-    """The mean absolute value of each `size` numbers, and of those left over."""
+    """The mean absolute value of each group of `size` numbers, and of the rest."""
     parts = [row[i : i + size] for i in range(0, len(row), size)]
     return [sum(map(abs, part)) / len(part) for part in parts]
 
 
 def root_mean_square(row):
-    """The usual size of a row's numbers."""
+    """The root mean square of a row's numbers."""
     return math.sqrt(microgpt.dot(row, row) / len(row))
 
 
@@ -210,7 +210,7 @@ def show_residual(trace, config, labels, brief):
 
 
 def show_neighbours(model, tokenizer, tokens):
-    """Print each token with those whose rows of wte point most nearly its way."""
+    """Print each token, and the tokens with the most similar directions in wte."""
     print(
         "\nNeighbours: the nearest tokens in wte, the token embedding, by cosine\n"
         "(1: the same direction, 0: nothing in common, -1: opposite directions)\n"
@@ -223,7 +223,7 @@ def show_neighbours(model, tokenizer, tokens):
 
 
 def neighbours(table, token):
-    """The rows of a table that are nearest to that of a token: [(cosine, id), ...]."""
+    """The rows of a table that are nearest to a token's row: [(cosine, id), ...]."""
     lengths = [math.sqrt(microgpt.dot(row, row)) for row in table]
     cosines = []
     for i, row in enumerate(table):
@@ -246,7 +246,7 @@ def forward_names(n_layer):
 
 
 def backward_names(config):
-    """What has a gradient, in the order in which the gradients are complete."""
+    """The names that have gradients, in the order in which these are complete."""
     parameters = microgpt.parameter_shapes(config)
     names = []
     for name in reversed(forward_names(config.n_layer)):
@@ -264,7 +264,7 @@ def to_floats(x):
 
 
 def full_trace(model, window, engine):
-    """All that --json writes, for one window."""
+    """Everything that --json writes, for one window."""
     params = {name: engine.convert(x) for name, x in model.params.items()}
     traced = TracedGPT(microgpt.GPT(model.config, params))
     loss = traced.loss([window])
@@ -288,7 +288,7 @@ def full_trace(model, window, engine):
 
 
 def write_json(path, contents):
-    """Write the whole file or, if that fails, leave what was there."""
+    """Write the whole file or, if that fails, keep the old one."""
     try:
         text = json.dumps(contents, allow_nan=False)
     except ValueError:
@@ -302,7 +302,7 @@ def write_json(path, contents):
         with suppress(OSError):
             os.remove(part)
         if isinstance(error, OSError):
-            error.filename = path  # the user does not know the other file
+            error.filename = path  # not the temporary file
             error.filename2 = None
         raise
 
@@ -338,13 +338,13 @@ def check_trace(trace):
     for field, kind in KINDS.items():
         x = trace.get(field)
         if not isinstance(x, kind):
-            raise ValueError(f"{field} is missing, or is something else")
+            raise ValueError(f"{field} is missing or has the wrong type")
         check_numbers(list(x.values()) if kind is dict else x)
     microgpt.Config(**trace["config"])
 
 
 def read_trace(path):
-    """Read what --json wrote, here or elsewhere; ValueError for anything else."""
+    """Read a file in the format of --json; ValueError for anything else."""
     with open(path, encoding="utf-8-sig") as file:
         try:
             trace = json.load(file)
@@ -357,8 +357,8 @@ def read_trace(path):
 def differences(a, b, tolerance, index=""):
     """Where numbers, or lists of them, differ: (index, a, b, by how much).
 
-    Of two lists of different lengths, this is all that is told, and the difference is
-    infinite. It is also infinite if one of two numbers is not finite.
+    If two lists have different lengths, only that is reported, as an infinite
+    difference. The difference is also infinite if one of two numbers is not finite.
     """
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         for i, (x, y) in enumerate(zip(a, b)):
@@ -377,9 +377,9 @@ def equal(a, b, tolerance):
 
 
 def pairs(a, b):
-    """What two traces have, in the order of computing: (name, in a, in b).
+    """What two traces contain, in the order of computation: (name, in a, in b).
 
-    What one of them lacks is None.
+    If one of them lacks a name, its entry is None.
     """
     config = microgpt.Config(**a["config"])
     known = forward_names(config.n_layer)
@@ -390,7 +390,7 @@ def pairs(a, b):
 
 
 def named_pairs(kind, known, a, b):
-    """The same, of one kind: first the known names, then others that are there."""
+    """The same for one kind: first the known names, then any others."""
     for name in dict.fromkeys([*known, *sorted({*a, *b})]):
         if name in a or name in b:
             yield f"{kind:10} {safe(name)}", a.get(name), b.get(name)
@@ -404,7 +404,7 @@ def described(x):
 
 
 def amount(x, y, size):
-    """By how much two differ: a number, or words where they are not two numbers."""
+    """By how much two entries differ: a number, or words if one is not a number."""
     if None in (x, y) or isinstance(x, list) or isinstance(y, list):
         return f"{described(x)} in A, {described(y)} in B"
     return f"{size:.3g}"
@@ -450,7 +450,7 @@ def tell_differences(found, count):
 
 
 def look(options):
-    """Show and write what was asked for."""
+    """Show and write what the options ask for."""
     if options.text is None:
         raise ValueError(
             "give a model and a text, DIR TEXT, or --compare A.json B.json"
@@ -469,8 +469,8 @@ def look(options):
     if rest:
         total = len(tokens) + sum(len(window) - 1 for window in rest)
         print(
-            f"only the first {len(tokens)} of {total} tokens: the model sees no more "
-            "at once"
+            f"only the first {len(tokens)} of {total} tokens: the model cannot see "
+            "more at once"
         )
     show(options, model, tokenizer, tokens)
     if options.json:
@@ -500,7 +500,7 @@ def look_or_compare(options):
     if options.compare is None:
         return look(options)
     if options.directory:
-        raise ValueError("--compare takes two files, and no DIR and TEXT")
+        raise ValueError("--compare takes two files, but no DIR or TEXT")
     return compare(options.compare, options.tolerance)
 
 
@@ -518,7 +518,7 @@ def main(argv=None):
         "directory",
         metavar="DIR",
         nargs="?",
-        help="The directory of a model that --save has kept.",
+        help="The directory of a saved model.",
     )
     parser.add_argument("text", metavar="TEXT", nargs="?", help="The document to read.")
     for name, sentence in FLAGS.items():
@@ -530,20 +530,20 @@ def main(argv=None):
         "--engine",
         choices=list(microgpt.ENGINES),
         default="tensor",
-        help="What computes them for --json (tensor).",
+        help="The engine that computes them for --json (tensor).",
     )
     parser.add_argument(
         "--compare",
         metavar=("A.json", "B.json"),
         nargs=2,
-        help="Say where two files that --json wrote differ.",
+        help="Show where two files that --json wrote differ.",
     )
     parser.add_argument(
         "--tolerance",
         metavar="X",
         type=float,
         default=1e-9,
-        help="The difference that is allowed, relative to the larger or to 1 (1e-9).",
+        help="Allowed difference, relative to the larger number or to 1 (1e-9).",
     )
     options = parser.parse_args(argv)
     return run_command("xray", look_or_compare, options, status_of_errors=2)

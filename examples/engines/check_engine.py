@@ -1,4 +1,4 @@
-"""Does an engine compute what the scalar one does? Layer by layer, and as a whole.
+"""Check an engine against the scalar one, layer by layer and as a whole.
 
     python examples/engines/check_engine.py                          # microgpt's own
     python examples/engines/check_engine.py numpy_engine             # beside this file
@@ -9,12 +9,12 @@ In a test:
 
     from check_engine import check_engine
     check_engine(MyEngine)   # raises ArithmeticError that names the first difference
-    check_engine(MyEngine, only=["cross_entropy", "linear"])   # the rest comes later
+    check_engine(MyEngine, only=["cross_entropy", "linear"])   # only these
 
 For the layers, an engine's convert(x) makes its own numbers from a row or rows of
-floats. They go through microgpt's layers, into a loss that has backward() and takes
-float() and * 0.5. Then gradient(x) gives what has come back, in the same shape. The
-last check, "Trainer", uses all of an engine: it trains a model and reads with it.
+floats. They go through microgpt's layers into a loss, which must support backward(),
+float() and * 0.5. Then gradient(x) returns the gradient, in the same shape. The last
+check, "Trainer", uses the whole engine: it trains a model and then runs it.
 """
 
 import argparse
@@ -38,8 +38,8 @@ def check_engine(engine, tolerance=1e-10, seed=0, only=()):
     """Compare an engine, or a class of engines, with the scalar one.
 
     -> {what: the largest difference}, relative to the larger of two numbers or to 1.
-    Raises ArithmeticError for a difference beyond the tolerance, or for whatever goes
-    wrong. `only` names some of CHECKS. All of them need cross_entropy and linear.
+    Raises ArithmeticError for a difference beyond the tolerance, or for any other
+    error. `only` names some of CHECKS. All of them need cross_entropy and linear.
     """
     if not set(only) <= set(CHECKS):
         raise ValueError(f"only is {only!r}: must be a list of some of {CHECKS}")
@@ -66,18 +66,18 @@ def check_engine(engine, tolerance=1e-10, seed=0, only=()):
 
 
 def must_refuse(engine, i):
-    """A table of 5 rows has no row i. An engine could go on with any numbers."""
+    """A table of 5 rows has no row i. An engine might use other numbers instead."""
     try:
         microgpt.embedding(engine.convert([[0.5]] * 5), [i])
     except (ValueError, IndexError):
         return
     raise ArithmeticError(
-        f"embedding: takes id {i} of a table of 5 rows, and must refuse it"
+        f"embedding: takes id {i} of a table of 5 rows, but must refuse it"
     )
 
 
 def say_missing(engine):
-    """What to say of layers that have no way with what the engine converts to."""
+    """The message about layers that do not support the engine's kind of numbers."""
     kind = type(engine.convert([[1.0]]))
     names = []
     for name in LAYERS:
@@ -107,7 +107,7 @@ def compare(x, y, what, tolerance):
 
 
 def count_parts(x):
-    """What compare says of a shape."""
+    """A shape in words, for compare."""
     return f"{len(x)} parts" if hasattr(x, "__len__") else "a number"
 
 
@@ -119,7 +119,7 @@ def all_cases(seed):
 
 
 def loss_and_gradients(loss, params):
-    """What becomes of a share of a loss, of parameters that an engine converts."""
+    """A function: engine -> a share of a loss, and the gradients of its parameters."""
 
     def compute(engine):
         converted = {name: engine.convert(x) for name, x in params.items()}
@@ -174,9 +174,9 @@ def layer_cases(seed):
 
 
 def layer_case(name, layer, inputs, more, rng):
-    """One of them. A linear layer and cross_entropy make a loss of what comes out.
+    """One of these cases. A linear layer and cross_entropy turn the output into a loss.
 
-    With cross_entropy alone, it could be off by a constant, unnoticed.
+    With cross_entropy alone, an output that is off by a constant would go unnoticed.
     """
     if name == "cross_entropy":
         return name, lambda p: layer(p["x"], *more), inputs
@@ -226,7 +226,7 @@ def model_cases(seed):
 
 
 def train_and_read(seed):
-    """What becomes of a training, and of a text that is read in pieces after it."""
+    """A function: engine -> the results of training and of reading in pieces."""
     documents = ["ada", "bob", "abba", "dada", "cab", "abcabcabcabc", "d"]
     tokenizer = microgpt.CharTokenizer(documents)
     options = TrainConfig(
@@ -294,7 +294,7 @@ def main(argv=None):
             for layer, difference in check_engine(engine).items():
                 digits = f"10^{math.log10(difference):.0f}" if difference else "0"
                 print(f"{what:10} {layer:16} equal, but for {digits}")
-    except Exception as error:  # whatever a stranger's module may do
+    except Exception as error:  # a module may raise anything
         why = " ".join(str(error).split()) or type(error).__name__
         print(f"check_engine: {what}: {why}", file=sys.stderr)
         return 1

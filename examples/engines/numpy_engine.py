@@ -1,13 +1,14 @@
 """The same model on NumPy, which computes with whole arrays at once.
 
-    python examples/engines/numpy_engine.py                    # as microgpt.py, faster
+    python examples/engines/numpy_engine.py                    # microgpt.py, but faster
     python examples/engines/numpy_engine.py poems.txt --n-embd 128 --n-layer 4
     python examples/engines/numpy_engine.py --dtype float32    # less exact, faster
 
-Options and saved files are those of microgpt.py, so a training may go on here or there
-(--resume). As a library: microgpt.Trainer(..., engine=NumpyEngine()).
+Options and saved files are those of microgpt.py, so a training run that began in one
+can continue in the other (--resume). As a library: microgpt.Trainer(...,
+engine=NumpyEngine()).
 
-The model is microgpt's own. Its layers are here once more, as functions of arrays that
+The model is microgpt's own. Its layers are redefined here, as functions of arrays that
 return (output, rule). Chapter 10 of microgpt.py explains the rules.
 """
 
@@ -43,7 +44,7 @@ class Array(Tensor):
     __slots__ = ()
 
     def collect(self, grad):
-        """Add a share to the gradient. It is a list if it came by way of t[i][j]."""
+        """Add a share to the gradient. The share is a list if it comes from t[i][j]."""
         grad = np.asarray(grad, self.data.dtype)
         self.grad = grad if isinstance(self.grad, float) else self.grad + grad
 
@@ -53,7 +54,7 @@ differentiable = partial(microgpt.differentiable, plain=np.ndarray, node=Array)
 
 @lru_cache(64)
 def row_of(number, n, dtype):
-    """For narrow arrays, a product with such a row is NumPy's quickest sum."""
+    """Multiplying by such a row is NumPy's fastest way to sum narrow arrays."""
     return np.full(n, number, dtype)
 
 
@@ -70,7 +71,7 @@ def total(x):
 @differentiable(microgpt.embedding)
 def embedding(table, ids):
     if min(ids) < 0 or max(ids) >= len(table):
-        microgpt.embedding(range(len(table)), ids)  # says which, and raises
+        microgpt.embedding(range(len(table)), ids)  # raises, and names the id
     ids = np.asarray(ids)
 
     def embedding_rule(dy):
@@ -177,7 +178,7 @@ def attention(x, n_head):
         dA = dO @ v.swapaxes(-1, -2)
         dS = A * (dA - np.einsum("...i,...i", A, dA)[..., None]) * q.shape[-1] ** -0.5
         dx = np.empty(x.shape, x.dtype)
-        dq, dk, dv = cut_into_heads(dx, n_head)  # parts of dx, to be filled in
+        dq, dk, dv = cut_into_heads(dx, n_head)  # views of dx, to fill in
         dq[:] = dS @ k
         dk[:] = dS.swapaxes(-1, -2) @ q
         dv[:] = A.swapaxes(-1, -2) @ dO
@@ -188,7 +189,7 @@ def attention(x, n_head):
 
 @differentiable(microgpt.packed_attention)
 def packed_attention(x, n_head, lengths):
-    """Short windows are filled up at their ends, where none of their tokens looks."""
+    """Short windows are padded at their ends, where none of their tokens looks."""
     if len(lengths) == 1:
         return attention(x, n_head)
     in_use = np.arange(max(lengths)) < np.array(lengths)[:, None]  # [B, T]
@@ -228,7 +229,7 @@ class Flat(dict):
 
 
 class FlatAdamW(AdamW):
-    """AdamW in a few operations on long arrays. The gradient is one, too."""
+    """AdamW in a few operations on long arrays. The gradient is a long array, too."""
 
     def __init__(self, params, weight_decay=0.0):
         super().__init__(params, weight_decay=weight_decay)
@@ -236,13 +237,13 @@ class FlatAdamW(AdamW):
         self.restore(0, zeros, zeros)
 
     def restore(self, t, m, v):
-        """Go on after t steps, with the averages that a checkpoint has kept."""
+        """Continue after t steps, with the averages from a checkpoint."""
         self.t = t
         self.m = Flat(m, self.params.whole.dtype)
         self.v = Flat(v, self.params.whole.dtype)
 
     def step(self, gradient, lr, factor=1.0):
-        """Change every parameter once, by its gradient times the factor."""
+        """Update every parameter once, with its gradient times the factor."""
         self.t += 1
         root = math.sqrt(1 - self.beta2**self.t)
         rate = lr * root / (1 - self.beta1**self.t)
@@ -259,12 +260,12 @@ class FlatAdamW(AdamW):
 
 
 class ArrayGPT(GPT):
-    """A GPT with arrays for parameters, to evaluate and to write with."""
+    """A GPT with arrays for parameters, for evaluation and generation."""
 
-    can_be_cached = True  # so a CachedGPT may read in its place
+    can_be_cached = True  # so a CachedGPT may take its place
 
     def loss(self, windows):
-        """The mean loss of windows, which are read at once."""
+        """The mean loss of windows, which are read together."""
         return PackedGPT(self.config, self.params).loss(windows)
 
 

@@ -9,9 +9,9 @@ one of two forms:
 
     a list          one window, or several packed end to end: rows are [T, C]
     side by side    a tensor [B, T] with a window in each row: rows are [B, T, C]. Short
-                    windows are filled up at their ends. A target of -1 does not count.
+                    windows are padded at their ends. A target of -1 does not count.
 
-train_torch.py beside this file trains with it, on one machine or on many.
+train_torch.py in this folder trains with it, on one machine or several.
 """
 
 import os
@@ -32,7 +32,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../
 import microgpt
 from microgpt import GPT, ValueEngine
 
-# microgpt asks for float(loss). PyTorch warns that this ends the graph, as it should.
+# microgpt calls float(loss). PyTorch warns that this leaves the graph: it should.
 warnings.filterwarnings("ignore", "Converting a tensor with requires_grad")
 
 
@@ -40,7 +40,7 @@ warnings.filterwarnings("ignore", "Converting a tensor with requires_grad")
 def embedding(table, ids):
     if not torch.is_tensor(ids):
         if min(ids) < 0 or max(ids) >= len(table):
-            microgpt.embedding(range(len(table)), ids)  # says which, and raises
+            microgpt.embedding(range(len(table)), ids)  # raises, and names the id
         ids = torch.tensor(ids, device=table.device)
     return F.embedding(ids, table)
 
@@ -116,7 +116,7 @@ def to_tensor(x, device, dtype):
 
 
 def side_by_side(windows, length, device):
-    """Windows -> (tokens, targets), [B, length] each, filled up with 0 and -1."""
+    """Windows -> (tokens, targets), [B, length] each, padded with 0 and -1."""
     rows = []
     for window in windows:
         rows.append(window + [-1] * (length + 1 - len(window)))
@@ -127,7 +127,7 @@ def side_by_side(windows, length, device):
 class TensorGPT(GPT):
     """A GPT with tensors for parameters. It also reads windows side by side."""
 
-    can_be_cached = True  # so a CachedGPT may read in its place
+    can_be_cached = True  # so a CachedGPT may take its place
 
     def positions(self, tokens):
         """All windows begin at position 0."""
@@ -136,7 +136,7 @@ class TensorGPT(GPT):
         return super().positions(tokens)
 
     def loss(self, windows):
-        """The mean loss of windows, which are read at once."""
+        """The mean loss of windows, which are read together."""
         longest = max(map(len, windows)) - 1
         device = self.params["wte.weight"].device
         tokens, targets = side_by_side(windows, longest, device)
@@ -144,13 +144,13 @@ class TensorGPT(GPT):
 
 
 def to_tensors(model, device="cpu", dtype=torch.float32):
-    """The same model on tensors, which want no gradient: to evaluate and to write."""
+    """The same model on tensors without gradients, for evaluation and generation."""
     params = {name: to_tensor(x, device, dtype) for name, x in model.params.items()}
     return TensorGPT(model.config, params)
 
 
 class TorchLayers(ValueEngine):
-    """An engine with PyTorch's layers, whose optimizer is pure Python: for checks."""
+    """An engine with PyTorch's layers and a pure Python optimizer, for checks."""
 
     name = "torch"
 

@@ -1,23 +1,25 @@
-"""Train with PyTorch: on one processor, on a GPU, or on many of either.
+"""Train with PyTorch: on one CPU, on one GPU, or on several of either.
 
     python examples/engines/train_torch.py names.txt --save names
     torchrun --nproc_per_node=2 examples/engines/train_torch.py poems.txt --n-embd 256
     torchrun --nproc_per_node=8 examples/engines/train_torch.py web.txt --start gpt2
         --dtype bfloat16 --compile --batch-size 256 --accumulate 4 --lr 0.0003
 
-Options, progress, Ctrl-C, --save and --resume are those of microgpt.py, whose command
-this is; --help shows a few more. What is saved also goes on and writes in pure Python.
+Options, progress, Ctrl-C, --save and --resume work as in microgpt.py; --help shows a
+few more options. microgpt.py can also resume the saved training run and write with the
+saved model.
 
 torchrun starts the processes. DistributedDataParallel adds up their gradients, over
-NCCL on GPUs, over gloo on processors. --batch-size is that of all processes together,
-so a training is the same on many as on one, but for rounding. Only the first process
-prints and saves. To resume on several machines, all of them must see the directory.
-After a Ctrl-C, torchrun waits 30 seconds for what is left to save and to write.
+NCCL on GPUs, over gloo on CPUs. --batch-size counts all processes together, so training
+on many processes gives the same result as on one, except for rounding. Only the first
+process prints and saves. To resume on several machines, all of them must see the
+directory. After a Ctrl-C, torchrun waits 30 seconds for the run to save and to write
+its samples.
 
-MFU, the model FLOPs utilisation, is the share of the machine's peak that goes into what
-the model itself must compute. For each token that is 6 operations for each parameter,
-without those of positions, and 12 n_layer n_embd for each token that it may look at.
-Source: Chowdhery et al. 2022, "PaLM", appendix B.
+MFU, the model FLOPs utilisation, is the share of the machine's peak speed that goes
+into computation that the model itself requires. Per token, that is 6 operations for
+each parameter, except those of the position embedding, and 12 n_layer n_embd for each
+token that it may look at. Source: Chowdhery et al. 2022, "PaLM", appendix B.
 """
 
 import argparse
@@ -57,17 +59,17 @@ DEFAULTS = {
 OPTIONS = {
     "device": "cpu, cuda, ...",
     "dtype": "float32, float64, or bfloat16: mixed precision.",
-    "accumulate": "In how many parts a process takes its share of a batch.",
-    "compile": "One kernel of many. The first step takes a minute, and windows are "
-    "filled up to the block: for long texts, not for names.",
-    "start": "Begin with the model and the tokens in this directory.",
-    "random": "With --start: only with its shape and tokens.",
-    "peak": "What a device can do, in TFLOP/s; 0 measures it.",
+    "accumulate": "Parts into which a process splits its share of a batch.",
+    "compile": "Compile the model. The first step takes a minute, and windows are "
+    "padded to the block size: for long texts, not for names.",
+    "start": "Start from the model and the tokenizer in this directory.",
+    "random": "With --start: use only its shape and its tokenizer.",
+    "peak": "Peak speed of a device, in TFLOP/s; 0 measures it.",
 }
 
 
 class Module(torch.nn.Module):
-    """A GPT as the kind of object that DistributedDataParallel and compile take."""
+    """A GPT as a module, which DistributedDataParallel and compile require."""
 
     def __init__(self, model):
         super().__init__()
@@ -101,7 +103,7 @@ class TorchAdamW:
         self.restore(0, zeros, zeros)
 
     def restore(self, t, m, v):
-        """Go on after t steps, with the averages that a checkpoint has kept."""
+        """Continue after t steps, with the averages from a checkpoint."""
         self.t = t
         self.m = {}
         self.v = {}
@@ -115,7 +117,7 @@ class TorchAdamW:
             }
 
     def step(self, gradients, lr, factor=1.0):
-        """Change every parameter once, by its gradient times the factor."""
+        """Update every parameter once, with its gradient times the factor."""
         if factor != 1.0:
             torch._foreach_mul_(gradients, factor)
         for group in self.torch.param_groups:
@@ -125,10 +127,10 @@ class TorchAdamW:
 
 
 class TorchEngine(torch_engine.TorchLayers):
-    """An engine in each process. They take the same steps; the first one leads.
+    """An engine in each process. All take the same steps; the first process leads.
 
-    `accumulate` takes a share of a batch in so many parts. `peak` is what a device can
-    do, in TFLOP/s; 0 measures it.
+    `accumulate` is the number of parts of a process's share of a batch. `peak` is the
+    peak speed of a device, in TFLOP/s; 0 measures it.
     """
 
     def __init__(
@@ -149,7 +151,7 @@ class TorchEngine(torch_engine.TorchLayers):
         self.peak = self.n_processes * (peak * 1e12 or measured_peak(device, kind))
 
     def new_model(self, config, seed):
-        """Of many parameters, PyTorch makes millions in a second."""
+        """If there are many parameters, PyTorch draws them: millions in a second."""
         if parameter_count(config) <= microgpt.MOST_PARAMETERS:
             return super().new_model(config, seed)
         generator = torch.Generator().manual_seed(random.Random(seed).getrandbits(63))
@@ -194,9 +196,9 @@ class TorchEngine(torch_engine.TorchLayers):
                 "a window for each process"
             )
         if not self.leads:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first handles Ctrl-C
         goes_on = self.n_processes == 1 or self.first_says(True)
-        self.in_touch = False  # should this step fail, the others do not listen
+        self.in_touch = False  # if this step fails, the others do not listen
         if not goes_on:
             raise StopIteration
         try:
@@ -212,7 +214,8 @@ class TorchEngine(torch_engine.TorchLayers):
     def backward(self, model, batch):
         """Compute this process's share, part by part -> the loss of the whole batch.
 
-        A part's loss counts by its predictions, so the sums are those of the whole.
+        Each part's loss is weighted by its number of predictions, so the sums are those
+        of the whole batch.
         """
         for x in self.module.gpt.params.values():
             x.grad = None
@@ -227,7 +230,7 @@ class TorchEngine(torch_engine.TorchLayers):
             with self.parallel.no_sync() if waits else contextlib.nullcontext():
                 loss = self.loss_of(part) * weight
                 total += loss.detach()
-                loss = loss * self.n_processes  # what sums up gradients takes the mean
+                loss = loss * self.n_processes  # gradients are averaged
                 loss.backward()
         if self.n_processes > 1:
             dist.all_reduce(total)
@@ -236,7 +239,7 @@ class TorchEngine(torch_engine.TorchLayers):
     def loss_of(self, windows):
         """The mean loss of windows, with its graph."""
         length = self.module.gpt.config.block_size
-        if not self.compiled:  # else all windows are filled up to the same length
+        if not self.compiled:  # else all windows are padded to the same length
             length = max(map(len, windows)) - 1
         tokens, targets = torch_engine.side_by_side(windows, length, self.device)
         kind = torch.device(self.device).type
@@ -256,7 +259,7 @@ class TorchEngine(torch_engine.TorchLayers):
             self.first_says(False)
 
     def write_tensors(self, tensors, dtype="F64", **metadata):
-        """As microgpt's own, by the library."""
+        """Like microgpt's own, but with the safetensors library."""
         numbers = {}
         for name, x in tensors.items():
             if not x.isfinite().all():
@@ -274,7 +277,7 @@ class TorchEngine(torch_engine.TorchLayers):
         )
 
     def rate(self, tokens_per_second):
-        """With the share of the peak."""
+        """The speed, with the MFU."""
         config = self.module.gpt.config
         n_parameters = parameter_count(config) - parameter_count(config, "wpe")
         per_token = (
@@ -285,12 +288,12 @@ class TorchEngine(torch_engine.TorchLayers):
 
 
 def count_predictions(windows):
-    """How many tokens they predict."""
+    """How many tokens these windows predict."""
     return sum(len(window) - 1 for window in windows)
 
 
 def measured_peak(device, dtype):
-    """Operations a second, in the product of two large matrices."""
+    """Operations per second, in the product of two large matrices."""
     n = 8192 if torch.device(device).type == "cuda" else 1024
     a = torch.randn(n, n, device=device).to(dtype)
     (a @ a)[0, 0].item()  # warms up, and waits for the device

@@ -9,7 +9,7 @@ step with the die.
 All steps are measured on the same 500 names. These names are held out: no step ever
 learns from them. The glossary at the top of microgpt.py explains words such as token.
 
-    python examples/ladder/01_die.py            # takes no time
+    python examples/ladder/01_die.py            # less than a second
 
 In microgpt.py: chapters "Documents" and "Tokens"; and "Generation", where `sample`
 draws tokens in the same way.
@@ -29,7 +29,7 @@ SEED = 1
 
 
 def draw(probabilities, rng):
-    """Draw a token. Its probability says how often it comes.
+    """Draw a token at random, with these probabilities.
 
     Lay the probabilities end to end, as sections of a line from 0 to 1. Throw a dart at
     the line. The token is the one whose section the dart hits.
@@ -43,7 +43,7 @@ def draw(probabilities, rng):
 
 
 def write(probabilities, end, rng):
-    """Draw tokens until one comes that ends the name."""
+    """Draw tokens until the one that ends the name."""
     tokens = []
     token = draw(probabilities, rng)
     while token != end:
@@ -53,7 +53,7 @@ def write(probabilities, end, rng):
 
 
 def tokens_of(names, tokenizer):
-    """All that there is to predict in these names: their letters and their ends."""
+    """All tokens to predict in these names: the letters, and the end of each name."""
     tokens = []
     for name in names:
         tokens += tokenizer.encode(name) + [tokenizer.end]
@@ -68,7 +68,7 @@ def mean_loss(probabilities, tokens):
 
 
 def main():
-    # The same in every step: names to learn from, and 500 others to measure with.
+    # The same in every step: names to learn from, and 500 others to test with.
     names = read_documents(DATA / "names.txt")
     tokenizer = CharTokenizer(names)
     names, held_out = split_documents(names, seed=42)
@@ -83,8 +83,10 @@ def main():
 
     loss = mean_loss(die, held_out)
     print(
-        f"Its loss says how much other names surprise it: {loss:.3f} = log {n_sides}.\n"
-        f"It always hesitates between {math.exp(loss):.0f} tokens. Lower is better."
+        "Its loss measures how much other names surprise it: "
+        f"{loss:.3f} = log {n_sides}.\n"
+        f"It always chooses among {math.exp(loss):.0f} equally likely tokens. "
+        "A lower loss is better."
     )
     print(f"die: 0 parameters, held-out loss {loss:.3f}")
 

@@ -1,12 +1,12 @@
 """Step 2, the weights. How do you tell a model that a is likelier than q?
 
 Give every token a number, its weight: the higher the weight, the likelier the token. A
-weight can be any number. Probabilities are different: none is below 0, and together
-they make 1. Softmax turns scores into probabilities: it takes e to the power of each
-score, and divides by the sum of them all. A score that goes into softmax is called a
+weight can be any number. Probabilities are different: none is below 0, and they add up
+to 1. Softmax turns scores into probabilities: it raises e to the power of each score,
+and divides by the sum of these powers. A score that goes into softmax is called a
 logit. Here you set the weights yourself. From step 4 on, the machine learns them.
 
-    python examples/ladder/02_weights.py        # takes no time
+    python examples/ladder/02_weights.py        # less than a second
 
 In microgpt.py: chapter "Layers", `softmax`. Before: 01_die.py.
 """
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where microgpt.p
 from microgpt import END, CharTokenizer, read_documents, split_documents
 
 DATA = Path(__file__).resolve().parents[2] / "data"
-# What you can guess about names without counting. All other tokens have the weight 0.
+# What you can guess about names without counting. All other tokens have weight 0.
 WEIGHTS = {
     "a": 1,
     "e": 1,
@@ -53,14 +53,14 @@ def show_three_ways(scores):
         shares = [f"{part / sum(parts):8.3f}" for part in parts]
         print(f"    {name:18}", *shares)
     print(
-        "The first way makes a probability below 0. The second puts the lowest score\n"
-        "in second place. Softmax keeps the order. And a score that is 1 higher makes\n"
-        "a token e = 2.7 times as likely, compared with any other token.\n"
+        "The first way gives a probability below 0. The second ranks the lowest score\n"
+        "second. Softmax keeps the order. A score that is 1 higher makes a token\n"
+        "e = 2.7 times as likely, compared with any other token.\n"
     )
 
 
 def tokens_of(names, tokenizer):
-    """All that there is to predict in these names: their letters and their ends."""
+    """All tokens to predict in these names: the letters, and the end of each name."""
     tokens = []
     for name in names:
         tokens += tokenizer.encode(name) + [tokenizer.end]
@@ -96,8 +96,8 @@ if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - Add 10 to all weights, those of 0 included. What changes? (Nothing: every part and
-#   the sum become e^10 times as large.)
+# - Add 10 to all weights, including those that are 0. What changes? (Nothing: every
+#   power and their sum become e^10 times as large.)
 # - Double the weights. (Likely tokens become likelier, rare ones rarer, and the loss
 #   falls: the weights were too timid.) Double them again. (Now they are too bold: the
 #   loss is higher than the die's. Step 10 has a knob for this, the temperature.)

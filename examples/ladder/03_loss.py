@@ -2,17 +2,17 @@
 
 Show both models a real name that they have not seen, and measure their surprise. The
 obvious measure is 1 - p: the probability that the model gave to all the wrong tokens.
-It is a bad measure. Suppose that a share s of all tokens are an a, and that the model
-gives a the probability p. The mean of 1 - p is then s (1 - p) + (1 - s) p. That is a
-straight line in p, and it is lowest at one of its ends. So the best model would be the
-one that bets everything on the most frequent letter.
+It is a bad measure. Suppose that a share s of all tokens is the letter a, and that the
+model gives this letter the probability p. The mean of 1 - p is then s (1 - p) + (1 - s)
+p. That is a straight line in p, and it is lowest at one of its ends. So the best model
+would be the one that bets everything on the most frequent letter.
 
 With -log p, the mean is -s log p - (1 - s) log(1 - p). That is a curve, and it is
 lowest at p = s. So the best model is the one that says how frequent each token really
-is. And -log p adds up: the probability of a name is a product, so its logarithm is a
+is. Also, -log p adds up: the probability of a name is a product, so its logarithm is a
 sum. (Source: Good 1952, "Rational Decisions".)
 
-    python examples/ladder/03_loss.py           # takes no time
+    python examples/ladder/03_loss.py           # less than a second
 
 In microgpt.py: chapter "Layers", `cross_entropy`; chapter "Looking inside". Before:
 02_weights.py.
@@ -55,7 +55,7 @@ def mean_surprise(probabilities, tokens):
 
 
 def tokens_of(names, tokenizer):
-    """All that there is to predict in these names: their letters and their ends."""
+    """All tokens to predict in these names: the letters, and the end of each name."""
     tokens = []
     for name in names:
         tokens += tokenizer.encode(name) + [tokenizer.end]
@@ -101,7 +101,7 @@ def main():
         print(f"{name:16} {miss:7.3f} {surprise:7.3f}")
     print(
         "By 1 - p, the best model is the one that writes aaaaaaaa and never stops. By\n"
-        "-log p it is the worst, and the frequencies are best. So we measure by -log p:"
+        "-log p, it is the worst, and the frequencies are best. So the loss is -log p:"
     )
     loss = mean_surprise(by_hand, held_out)
     print(f"loss: {tokenizer.vocab_size} parameters, held-out loss {loss:.3f}")
@@ -112,10 +112,9 @@ if __name__ == "__main__":
 
 # Predict, then run:
 # - For the weights by hand, e^-loss is 0.048. What does this number mean? (It is the
-#   probability of an average token, with the kind of average that suits products. The
-#   model is as unsure as if it chose among 1 / 0.048 = 21 equally likely tokens.)
-# - Take the logarithm to the base 2, math.log2. (All losses become 1.44 times as large.
-#   They are in bits now, and e^loss becomes 2^loss. In nats, as here, slopes are
-#   simpler.)
+#   average probability of a token: the geometric mean, which suits products. The model
+#   is as unsure as if it chose among 1 / 0.048 = 21 equally likely tokens.)
+# - Use the logarithm to base 2, math.log2. (All losses become 1.44 times as large. They
+#   are in bits now, and e^loss becomes 2^loss. In nats, as here, slopes are simpler.)
 # - Let "all on the a" give 0.001 to each other token. (Its loss is 5.94: still the
 #   worst of all.)

@@ -2,11 +2,11 @@
 
 Nudge one weight a little up and a little down, and see how much the loss changes. The
 change, divided by the nudge, is the slope of the loss along this weight. All slopes
-together are the gradient. Now move every weight a step against its slope, and start
-again. This is gradient descent. It needs nothing but a loss. But each step needs two
-losses for every weight.
+together are the gradient. Now move every weight a step against its slope, and repeat.
+This is gradient descent. It needs nothing but a loss. But each step needs two losses
+for every weight.
 
-    python examples/ladder/04_nudging.py        # takes no time
+    python examples/ladder/04_nudging.py        # less than a second
 
 In microgpt.py: chapter "Value", where `slope` nudges in the same way. Before:
 03_loss.py.
@@ -37,7 +37,7 @@ def loss_of(weights, shares):
 
 
 def nudged(weights, i, nudge):
-    """The same weights, but for number i."""
+    """The same weights, with number i nudged."""
     changed = list(weights)
     changed[i] += nudge
     return changed
@@ -54,7 +54,7 @@ def gradient_by_nudging(weights, shares):
 
 
 def shares_of(names, tokenizer):
-    """The share of each token in these names, their ends included."""
+    """The share of each token in these names, including the ends."""
     counts = Counter()
     for name in names:
         counts.update(tokenizer.encode(name) + [tokenizer.end])
@@ -83,7 +83,7 @@ def main():
 
     p = softmax(weights)
     print(
-        "It saw nothing but the loss. Yet a now has the right probability,\n"
+        "The machine saw only the loss. Yet a now has the right probability,\n"
         f"{p[a]:.1%}: its share of the tokens in the names is {shares[a]:.1%}.\n"
         f"The {STEPS} steps took {2 * len(weights) * STEPS:,} losses. GPT-2 has 124 "
         "million weights:\na single step would take 248 million losses."
@@ -97,11 +97,11 @@ if __name__ == "__main__":
 
 # Predict, then run:
 # - What is the slope of a at the start? (p - share: the probability that the die gives
-#   it, less its share of the names. This holds for every token. A weight rises while p
-#   is too small, and rests when p is right. So no 27 weights are better than the
+#   it, minus its share of the tokens. This holds for every token. A weight rises while
+#   p is too small, and stops when p is right. So no 27 weights are better than the
 #   frequencies: loss 2.91.)
 # - RATE = 1: (It takes the same path, ten times more slowly.) RATE = 100: (It jumps
 #   across the valley and lands higher on the other side. The loss swings and does not
 #   settle.)
 # - NUDGE = 1e-13: (A computer keeps 16 digits, and the change affects only the last of
-#   them. So slopes come in jumps of 0.002. Near the bottom they are noise, or 0.)
+#   them. So slopes are multiples of 0.002. Near the bottom they are noise, or 0.)

@@ -1,7 +1,7 @@
 """Step 5, Value. How can we get all slopes at once?
 
-A loss is computed from the weights in small operations: +, *, exp and log. The slope of
-each of them is known. A `Value` is a number that remembers which numbers it was
+A loss is computed from the weights in small operations: +, *, exp and log. We know the
+slope of each operation. A `Value` is a number that remembers which numbers it was
 computed from, and with which slopes. Its `backward` walks from the loss back to the
 weights.
 
@@ -12,9 +12,10 @@ not pass on its slope to a before c has passed on its own to b, or a gets 2. So
 `backward` visits a number only after all numbers that were computed from it. This is
 called a topological order.
 
-One walk forward and one walk back give the slopes of any number of weights. They are as
-exact as those of nudging, and come much sooner. (Source: Linnainmaa 1970; Rumelhart,
-Hinton and Williams 1986, "Learning representations by back-propagating errors".)
+One pass forward and one pass backward give the slopes of all weights, however many
+there are. They are as exact as those from nudging, and take much less time. (Source:
+Linnainmaa 1970; Rumelhart, Hinton and Williams 1986, "Learning representations by
+back-propagating errors".)
 
     python examples/ladder/05_value.py          # 2 seconds
 
@@ -59,14 +60,14 @@ def gradient_by_nudging(weights, shares):
 
 
 def nudged(weights, i, nudge):
-    """The same weights, but for number i."""
+    """The same weights, with number i nudged."""
     changed = list(weights)
     changed[i] += nudge
     return changed
 
 
 def shares_of(names, tokenizer):
-    """The share of each token in these names, their ends included."""
+    """The share of each token in these names, including the ends."""
     counts = Counter()
     for name in names:
         counts.update(tokenizer.encode(name) + [tokenizer.end])
@@ -126,11 +127,11 @@ if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - Spoil a slope: in microgpt.py, let `exp` return Value(y, (x,), (1.0,)). Does the
+# - Break a slope: in microgpt.py, let `exp` return Value(y, (x,), (1.0,)). Does the
 #   table show it? (No! All weights are 0 here, and e^0 is 1. Start from weights of 0.1
 #   * i: now every row shows it.)
 # - Write d = b * c instead of b + c. What is the slope of d along a, at 3? (48: d is 2a
 #   * 4a = 8a^2, so its slope is 16a.)
-# - With how few weights is nudging quicker? (With fewer than five or so. Nudging takes
-#   two losses for each weight. One walk forward and one back take as long as about
-#   ten.)
+# - Below how many weights is nudging quicker? (Below about five. Nudging takes two
+#   losses for each weight. One pass forward and one pass backward take as long as about
+#   ten losses.)

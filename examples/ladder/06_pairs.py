@@ -1,11 +1,11 @@
 """Step 6, pairs. What do we gain by looking at the letter before?
 
-So far, every letter was drawn as if there were no others. Now we have a table with a
-row for each token, which tells what follows it: 27 rows of 27 weights. We can count
-these weights. Or the machine can learn them by gradient descent, as in step 5. The
-results are nearly the same. Counting is quicker. But the models in later steps cannot
-be counted, and they can be learned in just this way. (Source: Markov 1913; Shannon
-1948, "A Mathematical Theory of Communication", section 3.)
+So far, every letter was drawn without looking at the others. Now we have a table with a
+row for each token, which says what follows it: 27 rows of 27 weights. We can compute
+these weights by counting. Or the machine can learn them by gradient descent, as in step
+5. The results are nearly the same. Counting is quicker. But it does not work for the
+models in later steps, and gradient descent does. (Source: Markov 1913; Shannon 1948, "A
+Mathematical Theory of Communication", section 3.)
 
     python examples/ladder/06_pairs.py          # 3 seconds
 
@@ -29,7 +29,7 @@ RATE = 50.0
 
 
 def pairs_of(names, tokenizer):
-    """How often each token follows each: {(token, next token): count}."""
+    """How often each token follows each other one: {(token, next token): count}."""
     pairs = Counter()
     for name in names:
         tokens = [tokenizer.end] + tokenizer.encode(name) + [tokenizer.end]
@@ -45,7 +45,7 @@ def loss_of(table, pairs):
 
 
 def count(pairs, size):
-    """Weights whose softmax is the frequency of each pair, as softmax undoes the log.
+    """Weights whose softmax is the frequency of each pair: softmax undoes the log.
 
     We add 1 to each count. Otherwise a pair that was never seen would be impossible.
     """
@@ -114,8 +114,8 @@ if __name__ == "__main__":
 # - The model learns what follows a before it learns what follows q. Why? (Only one
 #   token in 900 is a q, so the slopes of its row are small. Step 10 has a cure, Adam:
 #   it takes into account how large the slopes of a weight usually are.)
-# - STEPS = 20: how much of the gain is there already? (Most of it: the loss is 2.67.
+# - STEPS = 20: how much of the gain is already there? (Most of it: the loss is 2.67.
 #   The rest comes slowly.)
 # - How many rows would a table for the last two tokens have? For the last ten? (27 *
-#   27, and half of them see 22 names or fewer. 27^10, which is 25,000 for every human
-#   being. That is why we need step 7.)
+#   27, and half of them occur in 22 names or fewer. 27^10, which is 25,000 for every
+#   human being. That is why we need step 7.)

@@ -1,10 +1,10 @@
 """Step 7, the window. How can a model read several letters without a huge table?
 
-Each token gets a row of numbers, its embedding. Think of it as a place in a space:
-tokens that behave alike move close to each other, so what the model learns about one
-letter also helps with its neighbours. The embeddings of the last three tokens, 24
-numbers, go into 16 weighted sums. Each sum is bent: below 0 it is pressed to about 0,
-above 0 it stays about the same. (Without a bend, sums of sums would only be sums.) And
+Each token gets a row of numbers, its embedding. Think of it as a point in space: tokens
+that behave alike move close to each other, so what the model learns about one letter
+also helps with its neighbours. The embeddings of the last three tokens, 24 numbers, go
+into 16 weighted sums. Each sum is bent: below 0, it becomes about 0, and above 0, it
+stays about the same. (Without this bend, sums of sums would still be just sums.) Then
 27 weighted sums of the results are the logits.
 
 The model learns all these weights at once. They start as small random numbers: if all
@@ -103,7 +103,7 @@ def descend(table, slopes, rate):
 
 
 def show_neighbours(tokens, params, vocab):
-    """Which embeddings point in the most similar direction? 1.00 is the same one."""
+    """Which embeddings point in the most similar direction? 1.00 means the same one."""
     directions = {}
     for token, i in vocab.items():
         row = params["wte"][i]
@@ -146,5 +146,5 @@ if __name__ == "__main__":
 # - Leave the third token, the nearest one, out of `loss_of`. (2.79: worse than pairs.)
 # - Let all three tokens go through "from_first". (2.69: the model knows which letters
 #   there are, but not where.)
-# - Leave `gelu` out. (2.55, and with it 2.57: in 800 steps, the bend does not pay yet.
-#   With STEPS = 4000, it is 2.52 without and 2.51 with it.)
+# - Leave `gelu` out. (2.55, and with it 2.57: 800 steps are too few for the bend to
+#   help. With STEPS = 4000, it is 2.52 without and 2.51 with it.)

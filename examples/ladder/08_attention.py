@@ -1,12 +1,13 @@
 """Step 8, attention. How can a token find what it needs, wherever that is?
 
-Who plays in "foxes chase cats because"? The window of step 7 looks at three fixed
-places. With attention, a token can look at all tokens so far. It says what it is
-looking for: its query. Every token says what it is: its key. Where the two match, their
-dot product is large. Softmax turns these products into weights, and the token receives
-the mean of all values, with these weights. Queries, keys and values are weighted sums
-of an embedding's numbers, and the weights are learned. The token's own embedding goes
-into the hidden layer by a separate way.
+In "foxes chase cats because foxes play", the first animal plays. To predict it after
+"because", a model must look back four words. The window of step 7 sees only the last
+three. With attention, a token can look at all tokens so far. It says what it is looking
+for: its query. Every token says what it is, its key, and what it passes on, its value.
+Where a query and a key match, their dot product is large. Softmax turns these products
+into weights, and the token receives the mean of all values, with these weights.
+Queries, keys and values are weighted sums of an embedding's numbers, and the weights
+are learned. The token's own embedding takes a separate path into the hidden layer.
 
 A mean is the same in any order. To let order matter, we add a row of a second table,
 wpe, to each embedding: there is one row for each position. Without it, "dogs chase
@@ -176,7 +177,7 @@ if __name__ == "__main__":
 #   SEED = 1 it does not find it: descent only goes downhill, and not every valley is
 #   the deepest one.)
 # - How good can the model become without positions, however long you train it? (Not
-#   below log 2 = 0.69. It says the same about a sentence and the one with its animals
-#   exchanged, and it is right about one of them at most.)
+#   below log 2 = 0.69. It predicts the same for a sentence and for the one with its
+#   animals exchanged, and it is right about at most one of them.)
 # - No token may look at later ones. What hides them? (They are not in the sum: the
 #   causal mask in microgpt.py is a slice.)

@@ -1,16 +1,16 @@
 """Step 9, the block. How do you stack layers, and what is each part good for?
 
-Attention and then a hidden layer make a block. Here we stack two. Three more parts let
-us do so. Residuals: a layer adds to a token's row and does not replace it. So the row
-keeps what it has, and the slope of a sum reaches both of its parts undiminished, down
-to the first layer. Layer norm: before each layer, we subtract a row's mean and divide
-by its spread. So the layer always sees rows of one scale, however large they have
-grown. Several heads: each half of the row looks around by itself. (Source: He et al.
-2015, "Deep Residual Learning"; Ba, Kiros and Hinton 2016, "Layer Normalization";
-Vaswani et al. 2017.)
+Attention, followed by a hidden layer, is a block. Here we stack two blocks. Three more
+parts make this possible. Residuals: a layer adds to a token's row and does not replace
+it. So the row keeps what it has, and the slope of a sum reaches both of its parts
+undiminished, down to the first layer. Layer norm: before each layer, we subtract a
+row's mean and divide by its spread. So the layer always sees rows of the same scale,
+however large they have grown. Several heads: each half of the row has its own
+attention. (Source: He et al. 2015, "Deep Residual Learning"; Ba, Kiros and Hinton 2016,
+"Layer Normalization"; Vaswani et al. 2017.)
 
 Then we remove each part in turn, and train again: on the same sentences, with the same
-seed, from the same numbers.
+seed, from the same initial weights.
 
     python examples/ladder/09_block.py          # 20 seconds on two cores
 
@@ -172,11 +172,12 @@ if __name__ == "__main__":
 
 # Predict, then run:
 # - Which differences are luck? Try SEED = 2 and 3. (Those of the hidden layers and of
-#   the heads: these sentences hardly need them. Attention, residuals and layer norm are
-#   always missed. On names, the block is no better than step 8: 800 steps are too few
-#   for the new parts.)
-# - N_LAYER = 4, without residuals. (It learns hardly anything: 2.5. With one block it
-#   is 1.0, against 0.8. The more layers there are, the more residuals matter.)
-# - RATE = 0.3, without layer norm. (0.87: the best of all at this rate, and little
-#   worse than the complete model at 1.0. With layer norm you need not look for the
-#   right rate, and can take long steps.)
+#   the heads: these sentences hardly need them. Without attention, residuals or layer
+#   norm, the loss is always worse. On names, the block is no better than step 8: 800
+#   steps are too few for the new parts.)
+# - N_LAYER = 4, without residuals. (It learns hardly anything: the loss is 2.5. With
+#   one block it is 1.0, against 0.8. The more layers there are, the more residuals
+#   matter.)
+# - RATE = 0.3, without layer norm. (0.87: the best of all at this rate, and only a
+#   little worse than the complete model at 1.0. With layer norm, you need not search
+#   for the right rate, and you can take long steps.)

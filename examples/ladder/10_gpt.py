@@ -3,21 +3,21 @@
 Take blocks as in step 9. Give every sum a bias, every norm a gain, and let one table
 both read tokens and write them. That is GPT-2. This one has one block, four heads, and
 rows of 16 numbers. It is trained with Adam, which keeps two averages for every weight
-and moves the weight by them. (At the start it also corrects them.)
+and uses them to move the weight. (At the start it also corrects them.)
 
-    trend = 0.8 * trend + 0.2 * slope               # which way it went lately
+    trend = 0.8 * trend + 0.2 * slope               # its recent direction
     size = 0.97 * size + 0.03 * slope ** 2          # how large its slopes are
     weight -= rate * trend / size ** 0.5
 
-So a step is about as long as the rate, whether the slopes are large or small. On so
-small a model, plain descent is as good, once you have found the right rate by trial.
-Adam saves you the trials. (Source: Radford et al. 2019; Kingma and Ba 2015, "Adam: A
-Method for Stochastic Optimization".)
+So a step is about as long as the rate, whether the slopes are large or small. For such
+a small model, plain descent is as good, once you have found the right rate by trial and
+error. Adam saves you the search. (Source: Radford et al. 2019; Kingma and Ba 2015,
+"Adam: A Method for Stochastic Optimization".)
 
     python examples/ladder/10_gpt.py            # 15 seconds
 
-In microgpt.py: chapters "GPT", "Optimizer", "Training" and "Generation"; the same made
-faster in "Engines", "Trainer" and "Writing". Before: 09_block.py.
+In microgpt.py: chapters "GPT", "Optimizer", "Training" and "Generation"; for the fast
+versions, "Engines", "Trainer" and "Writing". Before: 09_block.py.
 """
 
 import math
@@ -126,10 +126,10 @@ if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - The temperature divides the logits. What does the model write at 0, and at 1000?
-#   (Always the likeliest letter, and so always the same name; and what the die of step
-#   1 wrote.)
+# - The temperature divides the logits. What does the model write at 0, and at 1000? (At
+#   0, always the likeliest letter, so always the same name. At 1000, what the die of
+#   step 1 writes.)
 # - STEPS = 5000. (It takes two minutes, and gets to 2.44: as good as the memory of step
 #   11.)
-# - Why does Adam not notice the factor? (It divides by it: the trend and the root of
-#   the size grow alike.)
+# - Why does Adam not notice the factor? (It divides by it: the trend and the square
+#   root of the size grow by the same factor.)

@@ -2,16 +2,16 @@
 
 File each token of every text under what came before it: under nothing, under the last
 token, under the last two, and so on. To predict, look under the longest ending that has
-been seen before. The less was seen there, the more weight goes to the next shorter
-ending. There are no slopes and no steps: the texts are read once.
+been seen before. The less the memory has seen there, the more weight it gives to the
+next shorter ending. There are no slopes and no steps: the texts are read once.
 
 This works very well for names. It does not work for sentences, because a memory can
-only say what followed the same words. In "cats see foxes because", the cats play. A
-memory that has not read this sentence, but has read about others that see foxes, bets
-on those others: on every animal but the right one. A longer memory does not help.
-Attention learned a rule instead: look at the first animal. (Source: Shannon 1951,
-"Prediction and Entropy of Printed English"; Cleary and Witten 1984 for the tree; Witten
-and Bell 1991, "The Zero-Frequency Problem", method C, for the weights.)
+only say what followed the same words. After "cats see foxes because", the right word is
+"cats". A memory that has not read this sentence has read only about other animals that
+see foxes. So it bets on those: on every animal but the right one. A longer memory does
+not help. Attention learned a rule instead: look at the first animal. (Source: Shannon
+1951, "Prediction and Entropy of Printed English"; Cleary and Witten 1984 for the tree;
+Witten and Bell 1991, "The Zero-Frequency Problem", method C, for the weights.)
 
     python examples/ladder/11_memory.py         # 5 seconds
 
@@ -34,7 +34,7 @@ LONGEST = [1, 2, 3, 5, 10]  # how many tokens are remembered
 
 
 class Node:
-    """What came next after some ending. It is a node of a tree of endings."""
+    """What came next after an ending of a text. It is a node in the tree of endings."""
 
     def __init__(self):
         self.next = Counter()
@@ -42,7 +42,7 @@ class Node:
 
 
 def remember(documents, longest):
-    """Build the tree. Its root says what came next after nothing in particular."""
+    """Build the tree. Its root counts all tokens, whatever came before them."""
     root = Node()
     for tokens in documents:
         for i in range(1, len(tokens)):
@@ -58,8 +58,8 @@ def predict(root, tokens, vocab_size):
     """The probability of each next token.
 
     Begin with equal probabilities. Mix in what came next after nothing, after the last
-    token, after the last two, and so on. Each time, what we had before counts as much
-    as there were different tokens.
+    token, after the last two, and so on. Each time, the weight of the earlier
+    probabilities is the number of different tokens that came next.
     """
     p = [1 / vocab_size] * vocab_size
     node = root
@@ -74,9 +74,9 @@ def predict(root, tokens, vocab_size):
 
 
 def completions(root, beginning, vocab, k):
-    """The k likeliest documents that begin so: [(probability, tokens), ...].
+    """The k likeliest documents with this beginning: [(probability, tokens), ...].
 
-    Always continue the likeliest text of all. Going on can only make a text less
+    Always extend the likeliest text so far. Extending a text can only make it less
     likely, so the first one that ends is the best.
     """
     names = list(vocab)
@@ -114,7 +114,7 @@ def count_numbers(node):
 
 
 def show_completions(root, beginning, vocab, space):
-    print(f'The likeliest ways to go on after "{space.join(beginning)}":')
+    print(f'The likeliest completions of "{space.join(beginning)}":')
     for p, tokens in completions(root, beginning, vocab, 4):
         print(f"    {p:5.1%}  {space.join(tokens)}")
 
@@ -143,8 +143,8 @@ def main():
         print(f"{longest:10} {so:8.3f} {because:10.3f}", end="")
         print(f"          {known:10.3f} {unknown:7.3f}")
     print(
-        f"A guess among six animals has {math.log(6):.3f}. In step 8, attention has\n"
-        "0.020 after because."
+        f"A guess among six animals has a loss of {math.log(6):.3f}.\n"
+        "With attention, step 8 has a loss of 0.020 after because."
     )
 
     sentence = next(s for s in new_sentences if "because" in s)
@@ -160,11 +160,11 @@ if __name__ == "__main__":
     main()
 
 # Predict, then run:
-# - How many tokens must it remember to get "because" right? (No number is enough: what
-#   it has never read, it cannot look up. From three tokens on, it is sure of the wrong
+# - How many tokens must it remember to get "because" right? (No number is enough: it
+#   cannot look up what it has never read. From three tokens on, it is sure of the wrong
 #   animals.)
 # - Why do ten tokens predict names worse than three? (What was seen once proves little.
 #   It knows the names it has read by heart, so its loss on them says nothing.)
 # - Which is the better model of names? (This one, after a second, is as good as the GPT
-#   of step 10 after two minutes, with STEPS = 5000. That one then has 4,000 numbers;
+#   of step 10 after two minutes, with STEPS = 5000. But the GPT has 4,000 numbers, and
 #   the memory has 28,433.)

@@ -1,18 +1,18 @@
-"""Where the ladder's sentences come from: all sentences of a small grammar, each once.
+"""Generate the ladder's sentences: all sentences of a small grammar, each once.
 
     python examples/ladder/grammar.py    # data/grammar.txt -> data/sentences.txt
 
 data/grammar.txt has two parts. The first lists classes: a name in capitals, then the
 words of the class. After a blank line, the second lists patterns. In a pattern, the
 name of a class stands for one of its words. A name with a number, such as ANIMAL1,
-stands for the same word wherever it has the same number, and for another word where it
-has another number.
+stands for the same word wherever it has the same number, and for a different word where
+it has a different number.
 
 What is the best loss that a model of these sentences can have? All n sentences are
 equally likely. A model that knows the grammar (but not which sentences are held out)
-gives each of them the probability 1 / n. So a sentence costs log n, and a token costs
-log n / (tokens in a sentence), on average. Step 9 compares its losses with that of its
-pattern, log 180 / 7.
+gives each of them the probability 1 / n. So the loss of a sentence is log n, and the
+mean loss of a token is log n / (tokens in a sentence). Step 9 compares its losses with
+this best loss for its pattern, log 180 / 7.
 """
 
 import random
@@ -50,7 +50,7 @@ def sentences_of(pattern, classes):
 
 
 def all_sentences(path=GRAMMAR, seed=0):
-    """Every sentence of the grammar once, shuffled as the seed decides."""
+    """Every sentence of the grammar once, in the order that the seed gives."""
     classes, patterns = read_grammar(path)
     sentences = []
     for pattern in patterns:

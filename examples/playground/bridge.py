@@ -45,7 +45,7 @@ ZIP_ERRORS = (  # what zipfile raises if it cannot read a file
 
 
 class Playground:
-    """One model, with its training if it has one. It keeps its files in a directory."""
+    """One model, and its training run if it has one. Its files are in a directory."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -58,7 +58,7 @@ class Playground:
     # Training
 
     def start(self, text, shape, training):
-        """Start a new training on a text, which is bytes with one document on a line.
+        """Start a new training run on a text: bytes, with one document per line.
 
         `shape` and `training` are options for Config and TrainConfig.
         """
@@ -93,7 +93,7 @@ class Playground:
         self.names = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
 
     def about(self):
-        """What the page should know about the model and its training."""
+        """What the page needs to know about the model and its training."""
         config = self.model.config
         about = {
             "parameters": microgpt.parameter_count(config),
@@ -114,7 +114,7 @@ class Playground:
         return about
 
     def train(self, milliseconds=50):
-        """Make steps for about so long, at least one if there are any left."""
+        """Train for about this long, and for at least one step if any are left."""
         started = time.perf_counter()
         losses = []
         speed = 0
@@ -127,7 +127,7 @@ class Playground:
             "step": self.trainer.step,
             "steps": self.trainer.config.steps,
             "losses": losses,  # of the steps of this call
-            "speed": speed,  # in tokens a second
+            "speed": speed,  # in tokens per second
         }
 
     def held_out(self):
@@ -149,14 +149,14 @@ class Playground:
         trainer = self.trainer
         loss = microgpt.evaluate(self.model, trainer.val_windows or trainer.windows)
         sentence = ""
-        if trainer.losses:  # a training that was loaded has none at first
+        if trainer.losses:  # a loaded training run has none at first
             sentence = microgpt.reading(trainer.losses, loss, self.scale())
         return {"loss": loss, "sentence": sentence}
 
     # Generation
 
     def write(self, n, prompt, seed, options):
-        """Write n documents, and tell which of them are training documents."""
+        """Write n documents, and say which of them are training documents."""
         known = set()
         if self.trainer is not None:
             known.update(self.trainer.documents)
@@ -168,10 +168,10 @@ class Playground:
         return written
 
     def next_tokens(self, prompt, temperature, top_k, top_p):
-        """The probability of each token to come next, twice.
+        """Two probabilities for each token that may come next.
 
-        "model" is what the model gives, "drawn" what temperature, top_k and top_p make
-        of it. Of a large vocabulary, the tokens that the model finds likeliest.
+        "model" is the model's own, and "drawn" is the one after temperature, top_k and
+        top_p. If the vocabulary is large, only the likeliest tokens are listed.
         """
         logits = self.last_logits(prompt)
         sampling = microgpt.Sampling(temperature, top_k, top_p)
@@ -184,12 +184,12 @@ class Playground:
         ]
 
     def draw(self, prompt, temperature, top_k, top_p):
-        """Draw one token to come next."""
+        """Draw the next token."""
         sampling = microgpt.Sampling(temperature, top_k, top_p)
         return self.names[sampling.draw(self.last_logits(prompt), self.rng)]
 
     def last_logits(self, prompt):
-        """The logits of the token after the prompt. If it is long, its end is read."""
+        """The logits after the prompt. If the prompt is long, only its end is read."""
         tokens = [self.tokenizer.end] + self.tokenizer.encode(prompt)
         reader = microgpt.CachedGPT(self.model)
         return reader(tokens[-self.model.config.block_size :])[-1]
@@ -217,14 +217,14 @@ class Playground:
         }
 
     def embedding(self):
-        """A place in a plane for each token: close together if embeddings are alike."""
+        """A point in a plane for each token. Similar embeddings are close together."""
         points, share = plane(self.model.params["wte.weight"][-MOST_TOKENS:])
         placed = []
         for name, (x, y) in zip(self.names[-MOST_TOKENS:], points):
             placed.append({"token": name, "x": x, "y": y})
         return {"share": share, "points": placed}
 
-    # Keeping the model
+    # Saving the model
 
     def save(self):
         """The model and its training, if it has one, as the bytes of a zip file."""
@@ -242,7 +242,7 @@ class Playground:
     def load(self, packed, text):
         """Open a zip file made by `save`, or one with any model that microgpt.py opens.
 
-        If it has a training that began with this text, the training can go on.
+        If it has a training run on this text, the run can continue.
         """
         directory = self.empty_folder("loaded")
         try:
@@ -262,14 +262,14 @@ class Playground:
         return {**self.about(), "has_training": has_training}
 
     def saved_training(self, directory, text):
-        """A Trainer that goes on with a saved training. None if it cannot go on."""
+        """A Trainer that continues a saved training run, or None if it cannot."""
         if not os.path.exists(os.path.join(directory, TRAINING)):
             return None
         changes = {"workers": 1, "eval_every": 0}  # a page cannot start processes
         try:
             documents = self.read_documents(text)
             return microgpt.load_training(directory, documents, **changes)
-        except ValueError:  # for example, the training began with another text
+        except ValueError:  # for example, the run was on another text
             return None
 
     def empty_folder(self, name):
@@ -289,7 +289,7 @@ def parameter_count(vocab_size, shape):
 
 
 class Recorder:
-    """Takes the place of a random.Random. It keeps the weights of a draw."""
+    """A stand-in for random.Random that records the weights of a draw."""
 
     weights = None
 
@@ -349,7 +349,7 @@ def longest_axis(rows, seed, rounds):
     return direction
 
 
-# --- Keeping the model ----------------------------------------------------------------
+# --- Saving the model -----------------------------------------------------------------
 
 
 def unpack(packed, directory):
@@ -361,7 +361,7 @@ def unpack(packed, directory):
                 f"this model is too large for this page: at most {most} MB"
             )
         for info in file.infolist():
-            name = os.path.basename(info.filename)  # so no path leads elsewhere
+            name = os.path.basename(info.filename)  # so no file goes elsewhere
             if name not in MODEL_FILES:
                 continue
             contents = file.read(info)
@@ -372,7 +372,7 @@ def unpack(packed, directory):
     found = set(os.listdir(directory))
     for name in ("config.json", "model.safetensors"):
         if name not in found:
-            raise ValueError(f"this zip file has no {name}, so it has no model")
+            raise ValueError(f"this zip file has no {name}, so it contains no model")
     if "tokenizer.json" not in found and not {"vocab.json", "merges.txt"} <= found:
         raise ValueError("this zip file has no tokenizer.json to go with its model")
 
@@ -425,14 +425,14 @@ def expression(text, values):
 
 
 def backward_order(root):
-    """All nodes of a graph, parents before children; at the end, those without any."""
+    """All nodes of a graph, parents before children. Nodes without any come last."""
     order = microgpt.topological_order(root)
     leaves = [node for node in graph.nodes(root) if not node.children]
     return order[::-1] + leaves
 
 
 def deepest(text):
-    """How many brackets stand inside each other, at most."""
+    """The deepest nesting of brackets."""
     depth = 0
     most = 0
     for character in text:

@@ -20,7 +20,7 @@ export function setUp(text, stop, opened) {
     let training = "";
     if (about.documents) training = ` Its training is at step ${about.step} of ${about.steps}.`;
     else if (about.has_training) {
-      training = " To continue its training, choose the text that it began with, and open the file again.";
+      training = " To continue its training, choose the text that it was trained on, and open the file again.";
     }
     $("kept").textContent = `Opened ${file.name}: ${about.parameters.toLocaleString("en")} parameters.${training}`;
     await opened(about);

@@ -46,7 +46,7 @@ export const END = "<|endoftext|>";
 export const shown = (token) => token === END ? "end" : token === " " ? "␣" : token;
 export const dotted = (token) => token === END ? "•" : shown(token);           // where there is little room
 
-// From red, for surprised, to green, for sure. Pale, so that text on it can be read in light and dark.
+// From red for surprised to green for sure. Pale, so that text on it is legible in light and dark mode.
 export function colour(probability) {
   const sure = Math.max(0, Math.min(1, 1 + Math.log10(Math.max(probability, 1e-9)) / 2));
   return `hsl(${Math.round(10 + 120 * sure)} 65% 50% / 40%)`;

@@ -14,7 +14,7 @@ worker.onmessage = ({ data }) => {
 };
 worker.onerror = (event) => {                       // for example, the browser has no module workers
   event.preventDefault();
-  for (const { reject } of waiting.values()) reject(new Error(event.message || "the page's worker has failed"));
+  for (const { reject } of waiting.values()) reject(new Error(event.message || "the page's worker failed"));
   waiting.clear();
 };
 

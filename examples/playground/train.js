@@ -8,7 +8,7 @@ const DRAW_EVERY = 100, LOOK_EVERY = 2000, WRITE_EVERY = 3000;     // in millise
 const form = $("options"), sliders = [...form.querySelectorAll("input[type=range]")];
 const stored = { names: null, own: null };
 let chart, curve, scale, running = false, stale = true, about, vocabulary = 27, changed = () => {};
-let started, done, drawn = 0, looked, wrote;        // times; but `done` is the steps at the start
+let started, done, drawn = 0, looked, wrote;        // times, except `done`: the step at the start
 
 function options(names) {
   return Object.fromEntries(sliders.filter((s) => names(s.name)).map((s) => [s.name, sliderValue(s)]));
@@ -146,7 +146,7 @@ async function finish() {
 }
 
 function draw() {
-  if (!globalThis.uPlot) return;                    // the chart's file is not there, or not yet
+  if (!globalThis.uPlot) return;                    // the chart library is missing, or not loaded yet
   const line = (name) => curve.steps.map(() => scale[name]);
   const data = [curve.steps, curve.losses, curve.recent, curve.heldOut, ...Object.keys(scale).map(line)];
   if (!chart) {
@@ -201,7 +201,7 @@ export async function adopt(loaded) {
   buttons();
 }
 
-function anew() {                                   // the options have changed, so the next training is a new one
+function anew() {                                   // the options have changed, so the next run is a new one
   stale = true;
   buttons();
 }

@@ -35,7 +35,7 @@ function layout() {
   });
 }
 
-// A gradient is what parents have handed on so far. The gradient of the root is 1.
+// A gradient is the sum of what parents have passed on so far. The gradient of the root is 1.
 function gradients() {
   const grads = nodes.map((_, i) => i ? 0 : 1);
   nodes.slice(0, handed).forEach(({ children }) => children.forEach(({ node, share }) => { grads[node] += share; }));

@@ -1,7 +1,7 @@
 // The worker runs Python beside the page. It loads Pyodide, microgpt.py and bridge.py, and answers calls.
 //
 // A call is {id, method, args}, and its answer is {id, result} or {id, error}. During training, each turn
-// of the event loop makes some steps and posts {progress}. A message to itself starts the next turn, so
+// of the event loop runs some steps and posts {progress}. A message to itself starts the next turn, so
 // other calls, such as stop, are handled in between. (setTimeout would wait 4 ms before each turn.)
 
 const CDN = "https://cdn.jsdelivr.net/pyodide/v314.0.7/full/";
@@ -78,7 +78,7 @@ function turn() {
 function words(error) {                             // the last line of a traceback, without the type of the error
   const last = String(error.message ?? error).trim().split("\n").at(-1);
   if (/fatally failed|call stack|out of memory/i.test(last)) {
-    return "this was too much for Python, and it has stopped: reload the page";
+    return "this was too much for Python, which has stopped: reload the page";
   }
   return last.replace(/^[\w.]*(Error|Exception): /, "");
 }
