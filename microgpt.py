@@ -1603,8 +1603,9 @@ class Workers(ValueEngine):
     Each worker gets the model and some of the windows, and sends gradients back. That
     is worth it if a batch takes clearly longer than sending the model: for the default
     model, from some 30 windows on. The same number of workers gives the same bits.
-    `executor` may be any executor like those of concurrent.futures; without one,
-    processes are started when needed.
+    The other engine must give gradients as rows of floats, as Values and Tensors do;
+    its other methods are not used. `executor` may be any executor like those of
+    concurrent.futures; without one, processes are started when needed.
     """
 
     def __init__(self, engine, n_workers, executor=None):
@@ -1632,10 +1633,10 @@ class Workers(ValueEngine):
             share = count / sum(counts)
             loss += part_loss * share
             for name, x in part_gradients.items():
-                x = for_each(share.__mul__, x)
-                gradients[name] = (
-                    add_rows(gradients[name], x) if name in gradients else x
-                )
+                weighted = for_each(share.__mul__, x)
+                if name in gradients:
+                    weighted = add_rows(gradients[name], weighted)
+                gradients[name] = weighted
         return loss, gradients
 
     def close(self):
