@@ -1,15 +1,11 @@
-"""What several test files share. Tests must not train the model: it is shared, too."""
+"""What pytest needs before any test, and the one model that many tests share."""
 
 import os
-import sys
 
 import pytest
 from hypothesis import settings
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)  # `python -m pytest` works without installing anything
-
-import microgpt  # noqa: E402
+import microgpt
 
 settings.register_profile("untimed", deadline=None)
 settings.register_profile("quick", deadline=None, max_examples=20)
@@ -23,5 +19,6 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def model(tokenizer):
+    """Tests must not train it."""
     config = microgpt.Config(tokenizer.vocab_size, 8, n_layer=2, n_head=2, n_embd=8)
     return microgpt.GPT(config)
