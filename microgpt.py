@@ -3,8 +3,7 @@
 This is a complete language model of the GPT-2 kind, with nothing but Python's standard
 library: text, derivatives, the network, the optimizer, training, and writing new text.
 GPT stands for Generative Pre-trained Transformer; a transformer is a network built
-around attention (chapter 4). The file leaves out what a small model on a laptop can do
-without, such as GPUs (for those, see examples/engines/).
+around attention (chapter 4). It does not use GPUs; examples/engines/ shows how to.
 
     python microgpt.py                # learn from thousands of names, then invent some
     python microgpt.py poems.txt      # learn from your own text, one document per line
@@ -43,6 +42,11 @@ Glossary
     [T, C]        a shape: T rows, one for each token, of C numbers each
 """
 
+import sys
+
+if sys.version_info < (3, 9):  # a Python too old for f-strings shows this line, too
+    sys.exit(f"microgpt.py needs Python 3.9 or later, not {sys.version[:3]}")
+
 import gc
 import inspect
 import json
@@ -52,7 +56,6 @@ import os
 import random
 import re
 import struct
-import sys
 import time
 import zlib
 from array import array
@@ -118,9 +121,8 @@ class CharTokenizer:
 def cut_windows(document, tokenizer, block_size):
     """Cut a document's tokens into windows of at most block_size + 1.
 
-    Each token of a window but the last is there to predict the next one. Neighbours
-    share a token, so all tokens but the first are predicted once. No window sees the
-    one before it.
+    Each token but the last is there to predict the next one. Neighbours share a token,
+    so all tokens but the first are predicted once. No window sees the one before it.
     >>> tokenizer = CharTokenizer(["abe"])
     >>> cut_windows("abbe", tokenizer, block_size=3)
     [[3, 0, 1, 1], [1, 2, 3]]
@@ -525,10 +527,9 @@ class Config:
                 raise ValueError(f"{name} is {value!r}: must be {limits}")
         rest = self.n_embd % self.n_head
         if rest != 0:
-            raise ValueError(
-                f"n_embd is {self.n_embd}: must be a multiple of n_head, which is "
-                f"{self.n_head}; try {self.n_embd - rest + self.n_head}"
-            )
+            must = f"a multiple of n_head, which is {self.n_head}"
+            larger = self.n_embd - rest + self.n_head
+            raise ValueError(f"n_embd is {self.n_embd}: must be {must}; try {larger}")
 
 
 def parameter_shapes(config):
@@ -3059,12 +3060,21 @@ def load_documents(path):
 
 
 def find_beside(*parts):
-    """A file that comes with this one: beside it or, installed, in share/microgpt."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    path = os.path.join(here, *parts)
-    if os.path.exists(path):
-        return path
-    return os.path.join(sys.prefix, "share", "microgpt", *parts)
+    """A file that comes with this one: beside it or, installed, in microgpt_files/."""
+    this = globals().get("__file__", "microgpt.py")  # there is none in a notebook
+    folder = os.path.dirname(os.path.realpath(this))
+    installed = os.path.join(folder, "microgpt_files", *parts)
+    if os.path.exists(installed):
+        return installed
+    return os.path.join(folder, *parts)
+
+
+def how_to_start():
+    """The words that start this program, which differ where it is installed."""
+    name, ending = os.path.splitext(os.path.basename(sys.argv[0]))
+    if name == "microgpt" and ending != ".py":
+        return "microgpt"
+    return "python microgpt.py"
 
 
 def make_parser(command, groups, words, defaults=DEFAULTS):
@@ -3161,6 +3171,8 @@ def learn(given, engine, start):
     if path is None:
         source = "the bundled names"
         path = find_beside("data", "names.txt")
+        if not os.path.exists(path):
+            raise ValueError(f"the bundled names are not in {path}: name a text file")
     documents = load_documents(path)
     options = {**DEFAULTS, **given}
     if start is not None:
@@ -3182,7 +3194,7 @@ def learn(given, engine, start):
     say(describe(source, documents, trainer))
     run_training(trainer, say, directory)
     if directory:
-        say(f"saved       in {directory}: python microgpt.py sample {directory}\n")
+        say(f"saved       in {directory}: {how_to_start()} sample {directory}\n")
     finish(trainer, options)
 
 
