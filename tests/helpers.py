@@ -1,12 +1,15 @@
 """What the tests share: paths, small models, numbers to compare, and commands to run.
 
 paths       ROOT, EXAMPLES, ENGINES, SCRIPT, program
-numbers     rows, row, flat, close, shaken
-models      ABC, make, draws, probabilities, tokens_of
+numbers     rows, row, flat, close, shaken, defaults
+models      ABC, make, draws, learned, kept, probabilities, tokens_of, drawn
 layers      LAYERS, weighted_sum
-commands    command, works, fails, says_one_line, samples
+commands    command, works, fails, says_one_line, samples, table
+files       parts, write_parts, write_tensors
 """
 
+import inspect
+import json
 import math
 import os
 import random
@@ -14,7 +17,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections import namedtuple
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,8 @@ def row(width, seed=0):
 
 def flat(x):
     """All numbers of x, which may be a number, rows, a Tensor or a dict, as floats."""
+    if hasattr(x, "tolist"):  # NumPy's or PyTorch's
+        x = x.tolist()
     x = getattr(x, "data", x)
     if isinstance(x, dict):
         x = list(x.values())
@@ -82,6 +87,12 @@ def shaken(model, by=0.1, seed=0):
     for name, x in model.params.items():
         params[name] = microgpt.for_each(lambda p: p + rng.gauss(0, by), x)
     return GPT(model.config, params)
+
+
+def defaults(function):
+    """{name: value} of all that a function, or a class, can be called without."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 # --- models ---
@@ -112,6 +123,21 @@ def draws(*probabilities):
     return model
 
 
+def learned(documents, tokenizer, block_size=8, steps=60, lr=0.02):
+    """A model that has learned a little from all of these documents."""
+    config = Config(tokenizer.vocab_size, block_size, n_head=2, n_embd=8)
+    options = microgpt.TrainConfig(steps=steps, lr=lr, val_fraction=0.0)
+    trainer = microgpt.Trainer(GPT(config), tokenizer, documents, options)
+    assert len(list(trainer)) == steps
+    return trainer.model
+
+
+def kept(model, tokenizer, directory):
+    """Save a model -> its directory, as a word for the command line."""
+    microgpt.save_model(model, str(directory), tokenizer)
+    return str(directory)
+
+
 def probabilities(logits):
     """What softmax makes of the logits."""
     exps = [math.exp(x - max(logits)) for x in logits]
@@ -121,6 +147,23 @@ def probabilities(logits):
 def tokens_of(text, tokenizer=ABC):
     """The ids of a document, with its two ends."""
     return [tokenizer.end, *tokenizer.encode(text), tokenizer.end]
+
+
+class Even(random.Random):
+    """A generator whose next number is u."""
+
+    def random(self):
+        return self.u
+
+
+def drawn(draw, n=200):
+    """{token: how often draw(rng) gives it}, for n numbers spread from 0 to 1."""
+    rng = Even()
+    counts = Counter()
+    for i in range(n):
+        rng.u = (i + 0.5) / n
+        counts[draw(rng)] += 1
+    return counts
 
 
 # --- layers ---
@@ -288,3 +331,37 @@ def on_terminal(*args, until=None, **options):
 def samples(output):
     """What a training wrote -> [(text, "new" or "in training"), ...]"""
     return re.findall(r"^    (?! )(.*?) +(new|in training)$", output, re.MULTILINE)
+
+
+# --- files ---
+
+
+def parts(path):
+    """A .safetensors file -> (its header, the bytes of its numbers)."""
+    raw = path.read_bytes()
+    stop = 8 + int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8:stop]), raw[stop:]
+
+
+def write_parts(path, header, data):
+    """The same backwards. The header may also be bytes, even if they are no JSON."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def write_tensors(path, tensors, padding=b""):
+    """{name: (dtype, shape, bytes)} -> a file; its header has them in order of name."""
+    header = {}
+    data = b""
+    for name, (dtype, shape, raw) in tensors.items():
+        offsets = [len(data), len(data) + len(raw)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        data += raw
+    text = json.dumps(dict(sorted(header.items()))).encode()
+    write_parts(path, text + padding, data)
+
+
+def table(text):
+    """A text with lines such as "arguments -> words", as rows for parametrize."""
+    lines = text.strip().splitlines()
+    return [tuple(part.strip() for part in line.split("->")) for line in lines]
