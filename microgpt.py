@@ -65,7 +65,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, lru_cache, singledispatch
 from heapq import heappop, heappush, heapreplace, nlargest
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # === 1. Documents ===================================================== ladder: die ===
 # Part I builds a GPT, one number at a time. Say it should write names. Nobody can write
@@ -2467,7 +2467,11 @@ def write_tensors(tensors, dtype="F64", **metadata):
         for row in zip(*x) if is_linear_weight(name) else to_rows(x):
             if not all(map(math.isfinite, row)):
                 raise ValueError(f"{name} has numbers that are not finite")
-            yield struct.pack(f"<{len(row)}{FLOATS[dtype][0]}", *row)
+            try:
+                yield struct.pack(f"<{len(row)}{FLOATS[dtype][0]}", *row)
+            except OverflowError:
+                message = f"{name} has a number that is too large for {dtype}"
+                raise ValueError(message) from None
 
 
 def tensor_entry(name, shape, dtype, start):

@@ -476,7 +476,7 @@ def test_a_number_too_large_for_4_bytes_is_not_saved_and_not_read(
     limit(-1)
     with pytest.raises(ValueError, match="ln_f.bias"):
         load_model(tmp_path / "spoiled")
-    with pytest.raises((ValueError, OverflowError)):
+    with pytest.raises(ValueError, match="ln_f.bias has a number that is too large"):
         save_model(model, tmp_path / "sound")
     assert (
         load_model(tmp_path / "sound").params == load_model(tmp_path / "before").params
