@@ -1,17 +1,32 @@
-"""What the programs in this folder share: output to a terminal, and exit statuses.
+"""What the programs in this folder share: options, output, and exit statuses.
 
 Importing it also makes `import microgpt` work without installation. It is not a
 program, so its name begins with an underscore.
 """
 
 import argparse
+import io
+import math
 import os
 import shutil
 import sys
-from contextlib import suppress
+import threading
+import time
+from contextlib import contextmanager, suppress
 from unicodedata import east_asian_width
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def end_quietly(kind, error, traceback):
+    """No traceback if Ctrl-C comes while a program is still importing its libraries."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = end_quietly
+
+import microgpt  # noqa: E402
 
 
 def can_show(text):
@@ -69,10 +84,90 @@ def quoted(text):
     return repr(text) if can_show(text) else ascii(text)
 
 
-def make_parser(name, description):
-    """A parser of command-line options, which shows the first line of a description."""
+def perplexity(loss):
+    """e to a loss: among how many equally likely tokens a model seems to choose."""
+    return math.exp(loss) if loss < 700 else math.inf  # exp would overflow
+
+
+@contextmanager
+def progress():
+    """`with` gives a function that shows a text on a terminal, over the one before.
+
+    At the end, and after an error, the line is blank again.
+    """
+    last = ""
+
+    def show(text):
+        nonlocal last
+        if sys.stdout.isatty() and (text or last):
+            blank = " " * width()
+            print(f"\r{blank}\r{fit(text)}", end="", flush=True)
+        last = text
+
+    try:
+        yield show
+    finally:
+        show("")
+
+
+@contextmanager
+def waiting(what, every=1.0):
+    """Show on a terminal for how many seconds something has run, from the first on."""
+    over = threading.Event()
+    started = time.monotonic()
+    with progress() as show:
+
+        def count_seconds():
+            while not over.wait(every):
+                show(f"{what}: {time.monotonic() - started:.0f} s")
+
+        counting = threading.Thread(target=count_seconds, daemon=True)
+        counting.start()
+        try:
+            yield
+        finally:
+            over.set()
+            counting.join()
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of command-line options that ends well if nobody reads its help."""
+
+    def exit(self, status=0, message=None):
+        if not flush_output():
+            status = 1
+        super().exit(status, message)
+
+
+def make_parser(name, description, takes=""):
+    """A parser whose --help begins with the first line of a program's description.
+
+    `takes` is a sentence that says how long the program takes, if that is more than a
+    second.
+    """
     first_line = description.split("\n")[0]
-    return argparse.ArgumentParser(prog=name, description=first_line)
+    return Parser(prog=name, description=f"{first_line} {takes}".strip())
+
+
+def add_directory(parser):
+    """The option for the model to load."""
+    parser.add_argument(
+        "directory", metavar="DIR", help="The directory of a saved model."
+    )
+
+
+def count(text):
+    """A number from 1 to 1000, from the command line."""
+    number = int(text)
+    if not 1 <= number <= 1000:
+        raise ValueError
+    return number
+
+
+def load(directory):
+    """The model that is saved in a directory, and its tokenizer."""
+    with waiting(f"loading {visible(directory)}"):
+        return microgpt.load_model(directory), microgpt.load_tokenizer(directory)
 
 
 def run_command(name, command, options, status_of_errors=1):
@@ -81,6 +176,8 @@ def run_command(name, command, options, status_of_errors=1):
     An error becomes a message of one line. If the reader of the output closes it early,
     as `head` does, the status is 1 and there is no message.
     """
+    if sys.stdout is None:  # it was closed before we began
+        sys.stdout = io.StringIO()
     try:
         status = command(options) or 0
         print(end="", flush=True)
@@ -101,8 +198,19 @@ def run_command(name, command, options, status_of_errors=1):
             close_output()
     except (ValueError, ArithmeticError) as error:
         problem = str(error)
+    flush_output()
     print(f"{name}: {problem}", file=sys.stderr)
     return status_of_errors
+
+
+def flush_output():
+    """Write what is still in the output's buffer -> is the output still open?"""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        close_output()
+        return False
+    return True
 
 
 def close_output():

@@ -32,25 +32,21 @@ import math
 import os
 import sys
 
-from _common import can_show, make_parser, run_command, visible
-from lookahead import completions, predict
+from _common import (
+    add_directory,
+    count,
+    load,
+    make_parser,
+    perplexity,
+    run_command,
+    visible,
+    waiting,
+)
+from lookahead import TAKES, completions, percent, predict, row, with_sign
 
-from microgpt import END, load_model, load_tokenizer, score
+from microgpt import END, mean, score
 
 # --- Texts to show --------------------------------------------------------------------
-
-
-def percent(p):
-    """A probability with three digits."""
-    return f"{100 * p:.3g}%"
-
-
-def with_sign(text):
-    """A text as it is shown, with a sign for its end."""
-    if not text.endswith(END):
-        return visible(text)
-    sign = "⏎" if can_show("⏎") else "[end]"
-    return visible(text[: -len(END)]) + sign
 
 
 def suggest(model, tokenizer, text, k, max_tokens):
@@ -59,7 +55,7 @@ def suggest(model, tokenizer, text, k, max_tokens):
     The inserted text has no sign for the end, and no part of a character.
     """
     suggestions = []
-    for way, p in completions(model, tokenizer, text, k, max_tokens, beam=max(10, k)):
+    for way, p in completions(model, tokenizer, text, k, max_tokens):
         inserted = way.replace(END, "").rstrip("\ufffd")
         suggestions.append((inserted, with_sign(way), p))
     return suggestions
@@ -76,12 +72,10 @@ def next_tokens(model, tokenizer, text, k):
 def verdict(model, tokenizer, text):
     """How likely a document is: its probability, and its loss."""
     losses = [token.loss for token in score(model, tokenizer, text, 1)]
-    total = sum(losses)
-    mean = total / len(losses)
-    perplexity = math.exp(mean) if mean < 700 else math.inf  # exp would overflow
+    loss = mean(losses)
     return (
-        f"probability 10^{-total / math.log(10):.1f}, {len(losses)} tokens, "
-        f"loss {mean:.3f} nats a token, a perplexity of {perplexity:.4g}"
+        f"probability 10^{-sum(losses) / math.log(10):.1f}, {len(losses)} tokens, "
+        f"loss {loss:.3f} nats a token, a perplexity of {perplexity(loss):.4g}"
     )
 
 
@@ -177,21 +171,21 @@ def answer_lines(model, tokenizer, lines, k, max_tokens):
     for line in lines:
         text = line.rstrip("\r\n")
         try:
-            ways = suggest(model, tokenizer, text, k, max_tokens)
+            with waiting("looking ahead"):
+                ways = suggest(model, tokenizer, text, k, max_tokens)
         except ValueError as error:
             print(f"autocomplete: {error}", file=sys.stderr, flush=True)
             status = 1
             continue
         print(visible(text))
         for _, shown, p in ways:
-            print(f"  {percent(p):>9}  {visible(text)}{shown}", flush=True)
+            print(row(visible(text) + shown, p), flush=True)
     return status
 
 
 def complete(options):
     """Prompt on a terminal, or read lines from a file or pipe -> an exit status."""
-    model = load_model(options.directory)
-    tokenizer = load_tokenizer(options.directory)
+    model, tokenizer = load(options.directory)
     k = options.k
     max_tokens = options.max_tokens
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -206,22 +200,10 @@ def complete(options):
     return 0
 
 
-def count(text):
-    """A number from 1 to 1000, from the command line."""
-    number = int(text)
-    if not 1 <= number <= 1000:
-        raise ValueError
-    return number
-
-
 def main(argv=None):
     """The command; returns the exit status."""
-    parser = make_parser("autocomplete", __doc__)
-    parser.add_argument(
-        "directory",
-        metavar="DIR",
-        help="The directory of a saved model.",
-    )
+    parser = make_parser("autocomplete", __doc__, TAKES)
+    add_directory(parser)
     parser.add_argument(
         "-k",
         type=count,

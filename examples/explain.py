@@ -18,14 +18,18 @@ import math
 import sys
 
 from _common import (
+    add_directory,
     can_show,
     columns,
     fit,
     in_colour,
+    load,
     make_parser,
+    perplexity,
     quoted,
     run_command,
     visible,
+    waiting,
     width,
 )
 
@@ -36,6 +40,7 @@ RED = "\x1b[31m"
 GREEN = "\x1b[32m"
 YELLOW = "\x1b[33m"
 NO_COLOUR = "\x1b[0m"
+TAKES = "With a small model it takes a moment, with a GPT-2 some seconds a token."
 
 
 def name(token):
@@ -117,9 +122,8 @@ def explain(text, scored, tokenizer):
     print(HEADER)
     for token in scored:
         print(row(token))
-    mean = microgpt.mean([token.loss for token in scored])
-    perplexity = math.exp(mean) if mean < 700 else math.inf  # exp would overflow
-    print(fit(f"{mean:.3f} nats a token, a perplexity of {perplexity:.4g}"))
+    loss = microgpt.mean([token.loss for token in scored])
+    print(fit(f"{loss:.3f} nats a token, a perplexity of {perplexity(loss):.4g}"))
     print(flush=True)
 
 
@@ -141,11 +145,11 @@ def rank(documents):
 
 def explain_all(options):
     """Score all texts, then print their tables and their ranking."""
-    model = microgpt.load_model(options.directory)
-    tokenizer = microgpt.load_tokenizer(options.directory)
+    model, tokenizer = load(options.directory)
     documents = []
-    for text in options.texts:
-        documents.append((text, microgpt.score(model, tokenizer, text)))
+    with waiting("reading"):
+        for text in options.texts:
+            documents.append((text, microgpt.score(model, tokenizer, text)))
     for text, scored in documents:
         explain(text, scored, tokenizer)
     if len(documents) > 1:
@@ -154,12 +158,8 @@ def explain_all(options):
 
 def main(argv=None):
     """The command; returns the exit status."""
-    parser = make_parser("explain", __doc__)
-    parser.add_argument(
-        "directory",
-        metavar="DIR",
-        help="The directory of a saved model.",
-    )
+    parser = make_parser("explain", __doc__, TAKES)
+    add_directory(parser)
     parser.add_argument(
         "texts", metavar="TEXT", nargs="+", help="A document, or several to compare."
     )

@@ -23,6 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from _common import make_parser, run_command
 
 HERE = Path(__file__).resolve().parent
+TAKES = "A step takes a few seconds, some of them twenty; all take a minute."
 HEAD = (
     "| step | the question it answers | parameters | held-out loss | seconds |\n"
     "|---|---|--:|--:|--:|\n"
@@ -45,20 +46,29 @@ def result(name, output):
     return re.search(last_line, output, re.MULTILINE).groups()
 
 
+def run(path, **options):
+    """Run a step -> how it ended.
+
+    Its errors are kept back, because a step that is interrupted, or whose reader has
+    gone, writes a traceback.
+    """
+    command = [sys.executable, str(path)]
+    return subprocess.run(command, stderr=subprocess.PIPE, encoding="utf-8", **options)
+
+
 def run_all():
     """Run every step -> README's table."""
     table = HEAD
     for name, (path, question) in steps().items():
         print(f"{path.stem} ...", end=" ", flush=True)
         started = time.perf_counter()
-        run = subprocess.run(
-            [sys.executable, str(path)], stdout=subprocess.PIPE, encoding="utf-8"
-        )
+        ended = run(path, stdout=subprocess.PIPE)
         seconds = time.perf_counter() - started
-        if run.returncode != 0:
+        if ended.returncode != 0:
             print()
-            raise ValueError(f"{path} failed")
-        parameters, loss = result(name, run.stdout)
+            why = ended.stderr.strip().split("\n")[-1]
+            raise ValueError(f"{path} failed: {why}")
+        parameters, loss = result(name, ended.stdout)
         print(f"{parameters} parameters, held-out loss {loss}, {seconds:.1f} seconds")
         link = f"[{name}]({path.name})"
         table += f"| {link} | {question} | {parameters} | {loss} | {seconds:.1f} |\n"
@@ -92,7 +102,10 @@ def run_step(word, known):
         names = ", ".join(known)
         raise ValueError(f"there is no step {word!r}: 1 to {len(known)}, or {names}")
     path, _ = known[name]
-    return subprocess.run([sys.executable, str(path)]).returncode
+    ended = run(path)
+    if "BrokenPipeError" not in ended.stderr:
+        sys.stderr.write(ended.stderr)
+    return ended.returncode
 
 
 def climb(options):
@@ -112,7 +125,7 @@ def climb(options):
 
 def main(argv=None):
     """The command; returns the exit status."""
-    parser = make_parser("ladder", __doc__)
+    parser = make_parser("ladder", __doc__, TAKES)
     parser.add_argument(
         "step",
         nargs="?",

@@ -4,17 +4,33 @@
     python examples/lookahead.py DIR [PROMPT]       # the same
 
 DIR is the directory of a model that `--save` has written, or of any GPT-2. A completion
-ends with <|endoftext|>, or it is cut off after 20 tokens. With a small model, the
-answer is immediate. autocomplete.py uses the same functions while you type.
+that comes to its end shows it as ⏎. The others are cut off after 20 tokens. With a
+small model, the answer is immediate. A GPT-2 takes some minutes, as the search reads up
+to ten tokens for each token of a completion. autocomplete.py uses the same functions
+while you type.
 """
 
 import math
 import sys
 from heapq import nlargest
 
-from _common import fit, make_parser, quoted, run_command
+from _common import (
+    add_directory,
+    can_show,
+    count,
+    fit,
+    load,
+    make_parser,
+    run_command,
+    visible,
+    waiting,
+)
 
-from microgpt import CachedGPT, load_model, load_tokenizer, softmax
+from microgpt import END, CachedGPT, softmax
+
+TAKES = "With a small model it takes a moment, with a GPT-2 some minutes."
+
+# --- The search -----------------------------------------------------------------------
 
 
 def predict(model, tokenizer, prompt="", k=5):
@@ -29,7 +45,7 @@ def predict(model, tokenizer, prompt="", k=5):
     return [(tokenizer.decode([i]), probabilities[i]) for i in likeliest]
 
 
-def completions(model, tokenizer, prompt="", k=5, max_tokens=20, beam=10):
+def completions(model, tokenizer, prompt="", k=5, max_tokens=20, beam=None):
     """The k likeliest completions: [(text, probability), ...], the likeliest first.
 
     Each ends with <|endoftext|> or after max_tokens tokens. Raises ValueError for a
@@ -40,8 +56,10 @@ def completions(model, tokenizer, prompt="", k=5, max_tokens=20, beam=10):
     whose rest is likely. Trying all texts would take vocab_size ** max_tokens steps.
     Beam search is a compromise: of all beginnings of the same length, it keeps the
     `beam` likeliest. It can still miss a text if, at some length, `beam` other
-    beginnings are likelier. A larger beam misses fewer texts.
+    beginnings are likelier. A larger beam misses fewer texts. By default it is 10, or
+    k if that is more.
     """
+    beam = max(10, k) if beam is None else beam
     if not 1 <= k <= beam or max_tokens < 1:
         raise ValueError(
             f"k is {k}, max_tokens {max_tokens}, beam {beam}: k must be from 1 to "
@@ -99,31 +117,42 @@ def copy_of(reader):
     return copy
 
 
+# --- Output ---------------------------------------------------------------------------
+
+
+def with_sign(text):
+    """A text as it is shown, with a sign for its end."""
+    if not text.endswith(END):
+        return visible(text)
+    sign = "⏎" if can_show("⏎") else "[end]"
+    return visible(text[: -len(END)]) + sign
+
+
+def percent(p):
+    """A probability with three digits."""
+    return f"{100 * p:.3g}%"
+
+
+def row(shown, p):
+    """A line for a text as it is shown, and its probability."""
+    return f"  {percent(p):>9}  {shown}"
+
+
 def look(options):
     """Find and print the next tokens and the completions."""
-    model = load_model(options.directory)
-    tokenizer = load_tokenizer(options.directory)
-    k = options.k
-    ways = completions(model, tokenizer, options.prompt, k, beam=max(10, k))
-    show("next token", predict(model, tokenizer, options.prompt, k))
-    show("to the end", ways)
-
-
-def show(title, found):
-    """Print a title, and a line for each (text, probability)."""
-    print(title)
-    for text, p in found:
-        print(fit(f"  {p:7.2%}  {quoted(text)}"), flush=True)
+    model, tokenizer = load(options.directory)
+    for title, find in [("next token", predict), ("to the end", completions)]:
+        with waiting("looking ahead"):
+            found = find(model, tokenizer, options.prompt, options.k)
+        print(title)
+        for text, p in found:
+            print(fit(row(f"'{with_sign(text)}'", p)), flush=True)
 
 
 def main(argv=None):
     """The command; returns the exit status."""
-    parser = make_parser("lookahead", __doc__)
-    parser.add_argument(
-        "directory",
-        metavar="DIR",
-        help="The directory of a saved model.",
-    )
+    parser = make_parser("lookahead", __doc__, TAKES)
+    add_directory(parser)
     parser.add_argument(
         "prompt",
         metavar="PROMPT",
@@ -132,7 +161,7 @@ def main(argv=None):
         help="How the document begins.",
     )
     parser.add_argument(
-        "-k", type=int, default=5, metavar="N", help="How many of each to show (5)."
+        "-k", type=count, default=5, metavar="N", help="How many of each to show (5)."
     )
     return run_command("lookahead", look, parser.parse_intermixed_args(argv))
 

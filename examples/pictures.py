@@ -35,7 +35,8 @@ import unicodedata
 from collections import namedtuple
 from itertools import permutations
 
-from _common import make_parser, run_command
+from _common import load, make_parser, progress, run_command, waiting
+from components import principal_components
 from tracing import TracedGPT
 
 import microgpt
@@ -85,12 +86,15 @@ def learn(trainer):
     """Train to the end -> (losses, held-out losses [(step, loss), ...], baselines)."""
     losses = []
     held_out = []
-    for step in trainer:
-        losses.append(step.loss)
-        if step.val_loss is not None:
-            held_out.append((step.step, step.val_loss))
-            progress = f"step {step.step:,}/{trainer.config.steps:,}"
-            print(f"{progress}  held out {step.val_loss:.3f}", flush=True)
+    with progress() as show:
+        for step in trainer:
+            losses.append(step.loss)
+            now = f"step {step.step:,}/{trainer.config.steps:,}"
+            if step.val_loss is not None:
+                held_out.append((step.step, step.val_loss))
+                show("")
+                print(f"{now}  held out {step.val_loss:.3f}", flush=True)
+            show(f"{now}  loss {step.loss:.3f}")
     measured = trainer.val_windows[:500]  # those that `evaluate` measures
     vocab_size = trainer.model.config.vocab_size
     return losses, held_out, microgpt.baselines(trainer.windows, measured, vocab_size)
@@ -113,41 +117,19 @@ def attention_maps(model, tokenizer, text):
     return [tokenizer.decode([token]) for token in window], blocks
 
 
-def principal_components(rows, k=2):
-    """The k directions in which rows differ most, at right angles to each other.
-
-    -> (where each row lies along them, the share of the variance along each)
-    """
-    import numpy  # matplotlib depends on it
-
-    rows = numpy.array(rows) - numpy.mean(rows, axis=0)
-    padded = numpy.pad(rows, ((0, k), (0, k)))  # there may be fewer rows, or numbers
-    u, s, _ = numpy.linalg.svd(padded, full_matrices=False)
-    points = (u * s)[:-k, :k]
-    # A direction has no sign of its own. Let its farthest row be on the positive side.
-    farthest = points[abs(points).argmax(axis=0), range(k)]
-    points = points * numpy.where(farthest < 0, -1, 1)
-    variance = s**2
-    shares = variance[:k] / (sum(variance) or 1)
-    return points.tolist(), shares.tolist()
-
-
-def variety(model, tokenizer, temperatures, n, seed, training_documents):
-    """Write n samples at each temperature, from the same seed -> [Variety, ...]."""
-    known = set(training_documents)
-    found = []
-    for temperature in temperatures:
-        rng = random.Random(seed)
-        samples = []
-        for _ in range(n):
+def variety(model, tokenizer, temperature, n, seed, training_documents):
+    """Write n samples at a temperature, from a seed -> a Variety."""
+    rng = random.Random(seed)
+    samples = []
+    with progress() as show:
+        for i in range(n):
+            show(f"temperature {temperature:.2f}  sample {i + 1:,}/{n:,}")
             options = {"temperature": temperature, "seed": rng}
             samples.append(microgpt.generate(model, tokenizer, **options))
-        different = set(samples)
-        share = len(different) / n
-        share_new = len(different - known) / n
-        loss = mean_loss(model, tokenizer, samples)
-        found.append(Variety(temperature, samples, share, share_new, loss))
-    return found
+        loss = mean_loss(model, tokenizer, samples)  # while it shows the last
+    different = set(samples)
+    new = different - set(training_documents)
+    return Variety(temperature, samples, len(different) / n, len(new) / n, loss)
 
 
 def mean_loss(model, tokenizer, documents):
@@ -414,14 +396,13 @@ def new_trainer(documents, steps, seed):
 
 
 def draw(options, documents, save):
-    """Compute and draw; save(name, figure) is called when a picture is done."""
+    """Compute what the pictures show. save(name, function, ...) draws and saves one."""
     trainer = None
     known = documents
     others = documents
     whose = "the text itself"
     if options.model:
-        model = microgpt.load_model(options.model)
-        tokenizer = microgpt.load_tokenizer(options.model)
+        model, tokenizer = load(options.model)
     else:
         trainer = new_trainer(documents, options.steps, options.seed)
         model = trainer.model
@@ -435,48 +416,56 @@ def draw(options, documents, save):
     tokenizer.encode(text)  # raises before training if it cannot
 
     if trainer is not None:
-        draw_learning(trainer, save)
-    save("attention.png", draw_attention(*attention_maps(model, tokenizer, text)))
-    points, shares = principal_components(model.params["wte.weight"])
+        losses, held_out, scale = learn(trainer)
+        counted = ", ".join(f"{name} {loss:.3f}" for name, loss in scale.items())
+        print(f"baselines   {counted}")
+        save("loss.png", draw_loss, losses, held_out, scale)
+
+    with waiting("computing the attention"):
+        maps = attention_maps(model, tokenizer, text)
+    save("attention.png", draw_attention, *maps)
+
+    with waiting("finding the principal components"):
+        points, shares = principal_components(model.params["wte.weight"])
     print("variance   ", ", ".join(f"{share:.1%}" for share in shares))
     tokens = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
-    save("embedding.png", draw_embedding(tokens, points, shares))
-    found = variety(
-        model, tokenizer, TEMPERATURES, options.samples, options.seed, known
-    )
-    for v in found:
-        print(
-            f"temperature {v.temperature:.2f}  different {v.different:.2f}  "
-            f"new {v.new:.2f}  loss {v.loss:.3f}"
-        )
-    own = mean_loss(model, tokenizer, others[:500])
-    save("temperature.png", draw_temperature(found, own, whose))
+    save("embedding.png", draw_embedding, tokens, points, shares)
+
+    found = write_at_all_temperatures(model, tokenizer, options, known)
+    with waiting("measuring the loss of the text"):
+        own = mean_loss(model, tokenizer, others[:500])
+    save("temperature.png", draw_temperature, found, own, whose)
 
 
-def draw_learning(trainer, save):
-    """Train, and draw the losses."""
-    losses, held_out, scale = learn(trainer)
-    counted = ", ".join(f"{name} {loss:.3f}" for name, loss in scale.items())
-    print(f"baselines   {counted}")
-    save("loss.png", draw_loss(losses, held_out, scale))
+def write_at_all_temperatures(model, tokenizer, options, known):
+    """Write samples, and print what there is to say about them -> [Variety, ...]."""
+    found = []
+    for t in TEMPERATURES:
+        v = variety(model, tokenizer, t, options.samples, options.seed, known)
+        shares = f"different {v.different:.2f}  new {v.new:.2f}"
+        print(f"temperature {t:.2f}  {shares}  loss {v.loss:.3f}", flush=True)
+        found.append(v)
+    return found
 
 
 def draw_all(options):
     """Read the text, and draw into the directory."""
     try:
-        import matplotlib.style
-        from PIL import Image
+        with waiting("loading matplotlib"):
+            import matplotlib.style
+            from PIL import Image
     except ImportError:
         raise ValueError(
             "matplotlib is missing: python -m pip install matplotlib"
         ) from None
 
-    def save(name, figure):
+    def save(name, function, *numbers):
         path = os.path.join(options.out, name)
-        file = io.BytesIO()
-        figure.savefig(file)
-        picture = Image.open(file).convert("RGB").quantize(256)  # a third as large
-        picture.save(path, optimize=True)
+        with waiting(f"drawing {name}"):
+            file = io.BytesIO()
+            function(*numbers).savefig(file)
+            picture = Image.open(file).convert("RGB").quantize(256)  # a third as large
+            picture.save(path, optimize=True)
         print("drawn      ", path, flush=True)
 
     if options.samples < 1:
@@ -490,7 +479,8 @@ def draw_all(options):
 
 def arguments(argv):
     """The options on the command line."""
-    parser = make_parser("pictures", __doc__)
+    takes = "It takes about two minutes, or a few seconds with a small saved model."
+    parser = make_parser("pictures", __doc__, takes)
     parser.add_argument(
         "file",
         metavar="FILE",

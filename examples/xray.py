@@ -8,7 +8,7 @@
     python examples/xray.py names emma --json emma.json # every number and gradient
     python examples/xray.py --compare emma.json port.json
 
-It prints shaded grids and lists as plain text. This takes a second for a small model.
+It prints shaded grids and lists as plain text.
 The text is read as a document: <|endoftext|> is its first token, and the target of its
 last one. If the text is longer than the model's block, only its first window is shown
 and written, and a line says so.
@@ -54,9 +54,11 @@ from _common import (
     can_show,
     columns,
     escape,
+    load,
     make_parser,
     run_command,
     visible,
+    waiting,
     width,
 )
 from tracing import TracedGPT
@@ -215,22 +217,29 @@ def show_neighbours(model, tokenizer, tokens):
         "\nNeighbours: the nearest tokens in wte, the token embedding, by cosine\n"
         "(1: the same direction, 0: nothing in common, -1: opposite directions)\n"
     )
+    table = model.params["wte.weight"]
     for token in dict.fromkeys(tokens):
         cells = [f"{label(tokenizer, token):>{LABEL}}"]
-        for cosine, i in neighbours(model.params["wte.weight"], token):
+        with waiting("comparing"):
+            nearest = neighbours(table, token)
+        for cosine, i in nearest:
             cells.append(f"{label(tokenizer, i):>{LABEL}} {cosine:5.2f}")
-        print("  ".join(cells))
+        print("  ".join(cells), flush=True)
 
 
 def neighbours(table, token):
     """The rows of a table that are nearest to a token's row: [(cosine, id), ...]."""
-    lengths = [math.sqrt(microgpt.dot(row, row)) for row in table]
     cosines = []
     for i, row in enumerate(table):
         if i != token:
-            product = microgpt.dot(table[token], row)
-            cosines.append((product / (lengths[token] * lengths[i] or 1), -i))
-    return [(cosine, -i) for cosine, i in nlargest(NEAREST, cosines)]
+            cosines.append((cosine(table[token], row), -i))
+    return [(x, -i) for x, i in nlargest(NEAREST, cosines)]
+
+
+def cosine(a, b):
+    """The cosine of the angle between two rows; 0 if one of them is all zeros."""
+    lengths = math.sqrt(microgpt.dot(a, a)) * math.sqrt(microgpt.dot(b, b))
+    return microgpt.dot(a, b) / (lengths or 1)
 
 
 # --- A trace as JSON ------------------------------------------------------------------
@@ -412,7 +421,8 @@ def amount(x, y, size):
 
 def compare(paths, tolerance):
     """Print where two traces differ -> an exit status."""
-    a, b = map(read_trace, paths)
+    with waiting("reading"):
+        a, b = map(read_trace, paths)
     for name in "config", "tokens", "positions", "targets":
         if a[name] != b[name]:
             print(f"{name} differ, so nothing else can be compared")
@@ -420,8 +430,9 @@ def compare(paths, tolerance):
             print(f"B  {b[name]}"[: width()])
             return 1
     found = {}
-    for name, x, y in pairs(a, b):
-        found[name] = list(differences(x, y, tolerance))
+    with waiting("comparing"):
+        for name, x, y in pairs(a, b):
+            found[name] = list(differences(x, y, tolerance))
     count = len(found) - 1  # the loss is neither an activation nor a gradient
     if not any(found.values()):
         print(
@@ -457,14 +468,14 @@ def look(options):
         )
     if not options.text:
         raise ValueError("the text is empty: there is nothing to look at")
-    model = microgpt.load_model(options.directory)
-    tokenizer = microgpt.load_tokenizer(options.directory)
+    model, tokenizer = load(options.directory)
     block_size = model.config.block_size
     window, *rest = microgpt.cut_windows(options.text, tokenizer, block_size)
     tokens = window[:-1]
     if options.json:
         engine = microgpt.ENGINES[options.engine]()
-        write_json(options.json, full_trace(model, window, engine))
+        with waiting("computing all activations and gradients"):
+            write_json(options.json, full_trace(model, window, engine))
     print(f"{len(tokens)} tokens; <|> is <|endoftext|>, _ is a space")
     if rest:
         total = len(tokens) + sum(len(window) - 1 for window in rest)
@@ -480,17 +491,26 @@ def look(options):
 
 def show(options, model, tokenizer, tokens):
     """Print the grids and lists. If none is asked for, print two of them in brief."""
-    traced = TracedGPT(model)
-    traced(tokens)
-    labels = [label(tokenizer, token) for token in tokens]
     asked_for = [options.attention, options.residual, options.neighbours, options.json]
     brief = not any(asked_for)
+    labels = [label(tokenizer, token) for token in tokens]
+    trace = {}
+    if options.attention or options.residual or brief:
+        with waiting("computing"):
+            trace = trace_of(model, tokens)
     if options.attention or brief:
-        show_attention(traced.trace, model.config, labels, brief)
+        show_attention(trace, model.config, labels, brief)
     if options.residual or brief:
-        show_residual(traced.trace, model.config, labels, brief)
+        show_residual(trace, model.config, labels, brief)
     if options.neighbours:
         show_neighbours(model, tokenizer, tokens)
+
+
+def trace_of(model, tokens):
+    """The activations of a forward pass, by name."""
+    traced = TracedGPT(model)
+    traced(tokens)
+    return traced.trace
 
 
 def look_or_compare(options):
@@ -513,7 +533,8 @@ FLAGS = {
 
 def main(argv=None):
     """The command; returns the exit status."""
-    parser = make_parser("xray", __doc__)
+    takes = "It takes a moment with a small model, some seconds a token with a GPT-2."
+    parser = make_parser("xray", __doc__, takes)
     parser.add_argument(
         "directory",
         metavar="DIR",

@@ -17,7 +17,6 @@ float() and * 0.5. Then gradient(x) returns the gradient, in the same shape. The
 check, "Trainer", uses the whole engine: it trains a model and then runs it.
 """
 
-import argparse
 import importlib.util
 import math
 import os
@@ -277,28 +276,40 @@ def load(module):
     return engines
 
 
-def main(argv=None):
-    """Check the engines of the modules that are named -> an exit status."""
-    parser = argparse.ArgumentParser(
-        prog="check_engine", description="Compare engines with the scalar one."
-    )
-    parser.add_argument("modules", metavar="MODULE", nargs="*")
-    modules = parser.parse_args(argv).modules
-    engines = [] if modules else [microgpt.TensorEngine]
+def check_all(options):
+    """Check the engines of the modules that are named, or microgpt's own."""
+    engines = [] if options.modules else [microgpt.TensorEngine]
     what = ""
     try:
-        for what in modules:
+        for what in options.modules:
             engines += load(what)
         for engine in engines:
             what = engine.name
             for layer, difference in check_engine(engine).items():
                 digits = f"10^{math.log10(difference):.0f}" if difference else "0"
-                print(f"{what:10} {layer:16} equal, but for {digits}")
+                print(f"{what:10} {layer:16} equal, but for {digits}", flush=True)
+    except BrokenPipeError:
+        raise
     except Exception as error:  # a module may raise anything
         why = " ".join(str(error).split()) or type(error).__name__
-        print(f"check_engine: {what}: {why}", file=sys.stderr)
-        return 1
-    return 0
+        raise ValueError(f"{what}: {why}") from error
+
+
+def main(argv=None):
+    """The command; returns the exit status."""
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from _common import make_parser, run_command
+
+    takes = "It takes a second or two for each."
+    parser = make_parser("check_engine", __doc__, takes)
+    parser.add_argument(
+        "modules",
+        metavar="MODULE",
+        nargs="*",
+        help="A module by its path, or one beside this file by its name. Without any, "
+        "microgpt's own engine.",
+    )
+    return run_command("check_engine", check_all, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -308,14 +308,23 @@ class NumpyEngine(ValueEngine):
 
 def main(argv=None):
     """microgpt's command line, with --dtype."""
-    usage = "numpy_engine.py [--dtype float32|float64] ..., and:"
     parser = argparse.ArgumentParser(
-        prog="numpy_engine", usage=usage, add_help=False, allow_abbrev=False
+        prog="numpy_engine",
+        usage="numpy_engine.py [--dtype float32|float64] [FILE] [options]",
+        description="Do what microgpt.py does on NumPy, many times as fast: the "
+        "defaults take a few seconds. All other options are those of microgpt.py:",
+        add_help=False,
+        allow_abbrev=False,
     )
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float64",
+        help="float32 is less exact, and faster. (float64)",
+    )
     ours, rest = parser.parse_known_args(argv)
     if "--help" in rest or "-h" in rest:
-        parser.print_usage()
+        parser.print_help()
     return microgpt.main(rest, NumpyEngine(ours.dtype))
 
 

@@ -352,6 +352,8 @@ def run(argv):
     engine = TorchEngine(device, *[options[name] for name in names])
     start = None
     if options["start"]:
+        if sys.stderr.isatty():  # GPT-2 takes some seconds
+            print(f"train_torch: loading {options['start']}", file=sys.stderr)
         model = microgpt.load_model(options["start"])
         if options["random"]:
             model = engine.new_model(model.config, seed_of(rest))
@@ -360,7 +362,11 @@ def run(argv):
 
 
 def main(argv=None):
-    """usage: train_torch.py [FILE] [options], with these and those below"""
+    """usage: train_torch.py [FILE] [options], with these and those below
+
+    Train with PyTorch, on a CPU or a GPU, or with torchrun on several. It takes some
+    seconds to start.
+    """
     with contextlib.ExitStack() as silence:
         if int(os.environ.get("RANK", 0)) > 0:  # the first process speaks for all
             silence.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -370,6 +376,9 @@ def main(argv=None):
         except (OSError, ValueError, RuntimeError, AssertionError) as error:
             print(f"train_torch: {str(error).splitlines()[0]}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("train_torch: interrupted", file=sys.stderr)
+            return 130
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()

@@ -5,7 +5,6 @@ numbers and texts back. The functions need no browser, and are tested without on
 """
 
 import io
-import math
 import os
 import random
 import re
@@ -16,6 +15,7 @@ import zlib
 from heapq import nlargest
 
 import graph  # examples/graph.py
+from components import principal_components  # examples/components.py
 from tracing import TracedGPT  # examples/tracing.py
 
 import microgpt
@@ -218,11 +218,12 @@ class Playground:
 
     def embedding(self):
         """A point in a plane for each token. Similar embeddings are close together."""
-        points, share = plane(self.model.params["wte.weight"][-MOST_TOKENS:])
+        rows = self.model.params["wte.weight"][-MOST_TOKENS:]
+        points, shares = principal_components(rows)
         placed = []
         for name, (x, y) in zip(self.names[-MOST_TOKENS:], points):
             placed.append({"token": name, "x": x, "y": y})
-        return {"share": share, "points": placed}
+        return {"share": sum(shares), "points": placed}
 
     # Saving the model
 
@@ -307,46 +308,6 @@ def draw_probabilities(logits, sampling):
         return [1.0 if i == token else 0.0 for i in range(len(logits))]
     total = sum(recorder.weights)
     return [weight / total for weight in recorder.weights]
-
-
-# --- The embedding --------------------------------------------------------------------
-
-
-def plane(rows, rounds=200):
-    """Project rows of numbers onto the plane in which they differ most.
-
-    The plane's two axes are the rows' principal components.
-    -> ([(x, y) for each row], the share of the rows' variance that the plane keeps)
-    """
-    n = len(rows)
-    means = [sum(column) / n for column in zip(*rows)]
-    rest = [[x - mean for x, mean in zip(row, means)] for row in rows]
-    variance = sum(x * x for row in rest for x in row)
-    axes = []
-    for seed in range(2):
-        direction = longest_axis(rest, seed, rounds)
-        along = [microgpt.dot(row, direction) for row in rest]
-        axes.append(along)
-        for row, a in zip(rest, along):  # the next axis is at a right angle to this one
-            row[:] = [x - a * d for x, d in zip(row, direction)]
-    kept = sum(x * x for along in axes for x in along)
-    return list(zip(*axes)), kept / (variance or 1.0)
-
-
-def longest_axis(rows, seed, rounds):
-    """The direction, a row of length 1, along which the rows differ most.
-
-    This is power iteration: start in a random direction and multiply it by the rows'
-    covariance again and again. Each time, it turns further towards their longest axis.
-    """
-    rng = random.Random(seed)
-    direction = [rng.gauss(0, 1) for _ in rows[0]]
-    for _ in range(rounds):
-        along = [microgpt.dot(row, direction) for row in rows]
-        direction = [microgpt.dot(along, column) for column in zip(*rows)]
-        length = math.hypot(*direction) or 1.0
-        direction = [x / length for x in direction]
-    return direction
 
 
 # --- Saving the model -----------------------------------------------------------------

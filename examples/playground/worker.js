@@ -26,7 +26,7 @@ async function read(address) {
 
 async function boot(source) {
   const base = source ?? CDN;
-  const files = ["../../microgpt.py", "../graph.py", "../tracing.py", "bridge.py"];
+  const files = ["../../microgpt.py", "../components.py", "../graph.py", "../tracing.py", "bridge.py"];
   const texts = Promise.all(files.map(async (file) => {
     const answer = await fetch(new URL(file, self.location));
     if (!answer.ok) throw new Error(`${file} cannot be read: ${answer.status}`);

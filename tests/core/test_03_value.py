@@ -1,74 +1,52 @@
 """Chapter 3: Value, against finite differences and by hand."""
 
 import math
-from functools import partial
 
 import pytest
-from hypothesis import given
+from helpers import defaults
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import microgpt
 from microgpt import Value, exp, gradcheck, log, slope, topological_order
 
-numbers = st.floats(-3, 3).filter(lambda x: abs(x) > 0.05)
-positive = st.floats(0.1, 3)
-
-
-def relu(x):
-    """An operation that microgpt does not have, made as a user would make it."""
-    if not isinstance(x, Value):
-        return max(0.0, x)
-    return Value(max(0.0, x.data), (x,), (1.0 if x.data > 0 else 0.0,))
+NUMBERS = st.floats(-3, 3).filter(lambda x: abs(x) > 0.05)
+FORMULAS = (
+    "a + b, a - b, a * b, a / b, -a, a + 2, a - 2, a * 3, a / 2, "
+    "2 + a, 2 - a, 3 * a, 2 / a, a ** 3, a ** -2, a ** 1, a ** 0, 2.5 ** a, "
+    "exp(a), tanh(a), log(a * a), (a * a) ** 0.5, (a * a) ** b"
+).split(", ")
 
 
 def compute(formula, variables):
     """What a formula, given as text, makes of these variables."""
-    return eval(formula, {**vars(microgpt), "relu": relu}, variables)
+    return eval(formula, dict(vars(microgpt)), variables)
 
 
-@pytest.mark.parametrize("formula", ["a + b", "a - b", "a * b", "a / b"])
-@given(a=numbers, b=numbers)
-def test_binary_operations_have_the_right_value_and_derivatives(formula, a, b):
+@pytest.mark.parametrize("formula", FORMULAS)
+@settings(max_examples=30)
+@given(a=NUMBERS, b=NUMBERS)
+def test_operations_have_the_right_value_and_derivatives(formula, a, b):
     on_values = compute(formula, {"a": Value(a), "b": Value(b)})
     on_floats = compute(formula, {"a": a, "b": b})
     assert on_values.data == pytest.approx(on_floats, rel=1e-14)
-    gradcheck(partial(compute, formula), {"a": a, "b": b})
+    gradcheck(lambda variables: compute(formula, variables), {"a": a, "b": b})
 
 
 @pytest.mark.parametrize(
-    "formula",
+    "base, power, slopes",
     [
-        "2 + a",
-        "2 - a",
-        "3 * a",
-        "2 / a",
-        "a + 2",
-        "a - 2",
-        "a * 3",
-        "a / 2",
-        "-a",
-        "a ** 3",
-        "a ** -2",
-        "a ** 1",
-        "a ** 0",
-        "2.5 ** a",
-        "exp(a)",
-        "tanh(a)",
-        "relu(a)",
+        (0.0, 0, (0.0, 0.0)),
+        (0.0, 1, (1.0, 0.0)),
+        (0.0, 1.5, (0.0, 0.0)),
+        (-3.0, 2.0, (-6.0, 0.0)),
+        (2.0, Value(0.0), (0.0, math.log(2))),
     ],
 )
-@given(a=numbers)
-def test_unary_and_mixed_operations_have_the_right_value_and_derivative(formula, a):
-    on_values = compute(formula, {"a": Value(a)})
-    assert on_values.data == pytest.approx(compute(formula, {"a": a}), rel=1e-14)
-    gradcheck(partial(compute, formula), {"a": a})
-
-
-@given(a=positive, b=numbers)
-def test_value_to_the_power_of_a_value_log_and_roots(a, b):
-    gradcheck(partial(compute, "a**b"), {"a": a, "b": b})
-    gradcheck(partial(compute, "log(a) * a**0.5"), {"a": a})
-    assert (Value(a) ** Value(b)).data == a**b
+def test_the_slopes_of_a_power_at_special_points(base, power, slopes):
+    a = Value(base)
+    (a**power).backward()
+    assert (a.grad, getattr(power, "grad", 0.0)) == slopes
 
 
 @pytest.mark.parametrize("a, b", [(-2.0, 0.5), (-2.0, Value(2.0)), (0.0, Value(1.0))])
@@ -77,44 +55,19 @@ def test_powers_without_real_derivatives_are_refused(a, b):
         Value(a) ** b
 
 
-def test_zero_to_the_power_of_zero_has_slope_zero():
-    a = Value(0.0)
-    (a**0).backward()
-    assert a.grad == 0.0
-
-
-def test_a_topological_order_is_needed_and_used():
-    a = Value(3.0)
-    b = a + a
-    c = b + b
-    d = b + c
-    d.backward()
-    assert (a.grad, b.grad, c.grad) == (6.0, 3.0, 1.0)
-    a = Value(3.0)
-    b = a + a
-    c = b + b
-    c.backward()
-    assert (a.grad, b.grad) == (4.0, 2.0)
-
-
-def test_in_a_topological_order_children_come_before_parents_and_each_node_once():
+def test_in_a_topological_order_children_come_first_and_each_node_once():
     a = Value(3.0)
     b = a + a
     c = b * a
     d = b + c
-    order = topological_order(d * c)
-    places = {node: i for i, node in enumerate(order)}
-    assert len(places) == len(order) == 4
-    for node in order:
+    e = d * c  # 4 a**3 + 4 a**4
+    order = topological_order(e)
+    assert sorted(map(id, order)) == sorted(map(id, [b, c, d, e]))
+    for i, node in enumerate(order):
         for child in node.children:
-            assert child is a or places[child] < places[node]
-
-
-def test_diamonds_of_unequal_depth():
-    a = Value(2.0)
-    deep = log(exp(a * 3)) * a  # 3a * a
-    (deep + a).backward()
-    assert a.grad == pytest.approx(6 * 2.0 + 1)
+            assert child is a or child in order[:i]
+    e.backward()
+    assert a.grad == 12 * 3.0**2 + 16 * 3.0**3
 
 
 def test_a_second_call_adds_to_the_leaves_and_not_to_what_lies_between():
@@ -124,91 +77,37 @@ def test_a_second_call_adds_to_the_leaves_and_not_to_what_lies_between():
     d = c * c
     for n in (1, 2, 3):
         d.backward()
-        assert (a.grad, b.grad) == (n * 100.0, n * 40.0)
+        a.backward()
+        assert (a.grad, b.grad) == (n * 101.0, n * 40.0)
         assert (c.grad, d.grad) == (20.0, 1.0)
-
-
-def test_gradients_of_two_losses_add_up_in_the_leaves():
-    a = Value(3.0)
-    (a * 2).backward()
-    (a * a).backward()
-    assert a.grad == 2 + 6
-
-
-def test_backward_of_a_leaf_adds_one():
-    a = Value(3.0)
-    a.backward()
-    a.backward()
-    assert a.grad == 2.0
 
 
 def test_depth_is_no_limit():
     a = Value(1.0)
     x = a
-    for _ in range(100_000):
+    for _ in range(20_000):
         x = x + a
     x.backward()
-    assert a.grad == 100_001.0
+    assert a.grad == 20_001.0
 
 
-def test_graph_is_data_without_cycles():
+def test_a_value_shows_its_parts():
     a = Value(2.0)
     b = Value(3.0)
     c = a * b
-    assert c.children == (a, b)
-    assert c.local_grads == (3.0, 2.0)
-    assert a.children == ()
-
-
-def test_repr_shows_data_and_grad():
-    assert repr(Value(1.5)) == "Value(data=1.5, grad=0.0)"
-
-
-def test_gradcheck_names_the_parameter_that_is_off():
-    def wrong(p):  # data 3 w, but a gradient of 2
-        w = p["w"][1][0]
-        return Value(3 * w.data, (w,), (2.0,)) + p["ok"]
-
-    with pytest.raises(ArithmeticError, match=r"w\[1\]\[0\].*2\.0.*(3\.0|2\.99)"):
-        gradcheck(wrong, {"ok": 1.0, "w": [[1.0, 2.0], [3.0, 4.0]]})
-
-
-def test_gradcheck_does_not_take_nan_for_right():
-    def wrong(p):
-        return Value(p["w"].data, (p["w"],), (math.nan,))
-
-    with pytest.raises(ArithmeticError, match="w: .*nan"):
-        gradcheck(wrong, {"w": 1.0})
-
-
-def test_gradcheck_returns_the_largest_difference():
-    def slightly_wrong(p):  # by 4e-8 of 4
-        return p["a"] * 2 + Value(4 * p["b"].data, (p["b"],), (4 + 4e-8,))
-
-    params = {"a": 1.0, "b": 1.0}
-    assert gradcheck(slightly_wrong, params) == pytest.approx(1e-8, rel=0.01)
-    with pytest.raises(ArithmeticError, match="^b: "):
-        gradcheck(slightly_wrong, params, tolerance=5e-9)
-
-
-def test_gradcheck_leaves_the_parameters_as_they_were():
-    def product(p):
-        return p["a"][0] * p["a"][1]
-
-    params = {"a": [1.0, 2.0]}
-    gradcheck(product, params)
-    assert params == {"a": [1.0, 2.0]}
+    assert (c.children, c.local_grads, a.children) == ((a, b), (3.0, 2.0), ())
+    assert repr(c) == "Value(data=6.0, grad=0.0)"
 
 
 @pytest.mark.parametrize("name", ["exp", "log", "tanh"])
 def test_exp_log_tanh_take_floats_and_values(name):
     function = getattr(microgpt, name)
-    known = getattr(math, name)
-    assert function(0.7) == known(0.7) == function(Value(0.7)).data
+    assert function(0.7) == getattr(math, name)(0.7) == function(Value(0.7)).data
     assert type(function(0.7)) is float
 
 
-@given(positive)
+@given(st.floats(0.1, 3))
 def test_slope_measures_a_derivative(x):
     assert slope(log, x) == pytest.approx(1 / x, rel=1e-6)
     assert slope(exp, x) == pytest.approx(math.exp(x), rel=1e-6)
+    assert defaults(slope) == {"step": 1e-5}

@@ -1,446 +1,327 @@
-"""Chapter 17: the numbers that a training prints are the right ones."""
+"""Chapter 17: the numbers that a training run prints are the right ones."""
 
 import math
 import os
+import random
 import re
-import signal
+import sys
+from itertools import cycle
 from types import SimpleNamespace
 
 import pytest
-from helpers import NAMES, samples
+from helpers import NAMES, close, flat, samples
 
 import microgpt
-from microgpt import (
-    GPT,
-    CharTokenizer,
-    Config,
-    Step,
-    TrainConfig,
-    Trainer,
-    baselines,
-    cut_windows,
-    evaluate,
-    load_model,
-    split_documents,
-)
+from microgpt import CharTokenizer, Config, TrainConfig, evaluate, split_documents
 
-COUNTING = ["knows nothing", "frequencies", "pairs", "triples"]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Every test runs in a folder of its own that has names.txt."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "names.txt").write_text("\n".join(NAMES))
-    return tmp_path
+MANY = ["\x1b" + chr(0x4E00 + i % 60) for i in range(1200)]
+MEAGRE = {"n_embd": 4, "steps": 1, "samples": 1}
+BPE = {**MEAGRE, "tokenizer": "bpe", "vocab_size": 270}
+SECONDS = (0.001, 1.0, 30.5)
+EVERYTHING = {
+    **{"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 3, "steps": 20},
+    **{"batch_size": 3, "lr": 0.25, "warmup": 7, "weight_decay": 0.5, "clip": 0.5},
+    **{"val_fraction": 0.4, "eval_every": 3, "seed": 7, "samples": 3, "prompt": "a"},
+    **{"temperature": 0.9, "top_k": 9, "top_p": 0.8, "max_tokens": 1},
+}
 
 
 @pytest.fixture
-def train(capsys):
-    """Train in this process, and save in kept/ -> the output"""
+def steps_take(monkeypatch):
+    """A function that has the steps take so many seconds, in turn, by a fake clock.
 
-    def run_main(*args, **brought):
-        argv = ["names.txt", "--n-embd", "8", "--save", "kept", *args]
-        assert microgpt.main(argv, **brought) == 0
-        output, error = capsys.readouterr()
-        assert error == ""
-        return output
+    Nothing else takes any time.
+    """
 
-    return run_main
+    def prepare(*seconds):
+        def slow_gradients(engine, model, batch):
+            clock.now += next(waiting)
+            return gradients(engine, model, batch)
 
+        waiting = cycle(seconds)
+        monkeypatch.setattr(microgpt.ValueEngine, "gradients", slow_gradients)
 
-def windows_of(documents, block_size=16):
-    tokenizer = CharTokenizer(NAMES)
-    windows = []
-    for document in documents:
-        windows += cut_windows(document, tokenizer, block_size)
-    return windows
-
-
-def losses_of(steps, **options):
-    """The losses of the same training, without the command."""
-    tokenizer = CharTokenizer(NAMES)
-    config = TrainConfig(steps=steps, **options)
-    model = GPT(Config(tokenizer.vocab_size, n_embd=8), seed=config.seed)
-    return [step.loss for step in Trainer(model, tokenizer, NAMES, config)]
+    gradients = microgpt.ValueEngine.gradients
+    clock = SimpleNamespace(now=1000.0)
+    clock.perf_counter = lambda: clock.now
+    monkeypatch.setattr(microgpt, "time", clock)
+    return prepare
 
 
 def mean(numbers):
     return sum(numbers) / len(numbers)
 
 
-def number_before(word, output):
-    """The number of three places before a word that is there once."""
-    (number,) = re.findall(rf" (\d+\.\d{{3}}) {word}", output)
-    return number
+def arguments(options):
+    """{"n_embd": 8} -> ["--n-embd=8"]"""
+    return [f"--{name.replace('_', '-')}={x}" for name, x in options.items()]
 
 
-def scale_of(output):
-    """The table of models -> {name: (loss, length of its bar)}, in its order."""
-    rows = re.findall(r"^      (\w[\w ]+?) +(\d+\.\d{3}) (█*)$", output, re.MULTILINE)
-    return {name: (loss, len(bar)) for name, loss, bar in rows}
+def settings(kind, options, **others):
+    """Those options that are fields of a dataclass, as its object."""
+    options = {**options, **others}
+    names = kind.__dataclass_fields__.keys() & options.keys()
+    return kind(**{name: options[name] for name in names})
 
 
-# --- after the training ---------------------------------------------------------------
+def windows_of(documents, tokenizer=None, block_size=16):
+    tokenizer = tokenizer or CharTokenizer(NAMES)
+    windows = []
+    for document in documents:
+        windows += microgpt.cut_windows(document, tokenizer, block_size)
+    return windows
 
 
-@pytest.mark.parametrize("val_fraction, seed", [(0.1, 42), (0.4, 7)])
-def test_the_loss_that_is_held_out_is_that_of_the_held_out_windows(
-    train, val_fraction, seed
-):
-    options = ["--val-fraction", str(val_fraction), "--seed", str(seed)]
-    output = train("--steps", "5", "--samples", "1", *options)
-    trained, held_out = split_documents(NAMES, val_fraction, seed)
-    loss = evaluate(load_model("kept"), windows_of(held_out))
-    assert number_before("held out,", output) == f"{loss:.3f}"
-    assert f"{evaluate(load_model('kept'), windows_of(trained)):.3f}" != f"{loss:.3f}"
+# --- all of it, and where it gets its numbers from ------------------------------------
 
 
-def test_where_nothing_is_held_out_the_loss_is_that_of_the_training_windows(train):
-    output = train("--steps", "5", "--samples", "1", "--val-fraction", "0")
-    loss = evaluate(load_model("kept"), windows_of(NAMES))
-    assert number_before("evaluated,", output) == f"{loss:.3f}"
-    assert "held out" not in output.replace("0 held out", "")
-    found = scale_of(output)
-    counted = baselines(windows_of(NAMES), windows_of(NAMES), 23)
-    for name in COUNTING:
-        assert found[name][0] == f"{counted[name]:.3f}"
-
-
-@pytest.mark.parametrize("val_fraction, seed", [(0.1, 42), (0.4, 7)])
-def test_the_baselines_count_in_the_training_windows(train, val_fraction, seed):
-    options = ["--val-fraction", str(val_fraction), "--seed", str(seed)]
-    output = train("--steps", "5", "--samples", "1", *options)
-    trained, held_out = split_documents(NAMES, val_fraction, seed)
-    found = scale_of(output)
-    counted = baselines(windows_of(trained), windows_of(held_out), 23)
-    assert {*found} == {"this model", *COUNTING}
-    for name in COUNTING:
-        assert found[name][0] == f"{counted[name]:.3f}"
-    assert found["this model"][0] == number_before("held out,", output)
-
-
-def test_the_scale_falls_and_its_bars_are_as_long_as_the_losses(train):
-    found = scale_of(train("--steps", "200", "--samples", "1", "--lr", "0.05"))
-    losses = [float(loss) for loss, _ in found.values()]
-    assert losses == sorted(losses, reverse=True) and len(found) == 5
-    for loss, (_, length) in zip(losses, found.values()):
-        assert abs(length - 40 * loss / losses[0]) < 0.51
-
-
-@pytest.mark.parametrize("n_windows", [500, 501, 700])
-def test_of_many_windows_the_first_500_are_evaluated_and_counted_on(train, n_windows):
-    documents = [NAMES[i * i % 17] for i in range(2 * n_windows)]
-    with open("names.txt", "w") as file:
-        file.write("\n".join(documents))
-    options = ["--val-fraction", "0.5", "--steps", "1", "--block-size", "8"]
-    output = train(*options, "--samples", "1")
-    trained, held_out = split_documents(documents, 0.5, 42)
+def the_same(documents, options):
+    """The Trainer that a command line makes, made by hand."""
+    config = settings(TrainConfig, options, engine="tensor")
     tokenizer = CharTokenizer(documents)
-    trained = [w for x in trained for w in cut_windows(x, tokenizer, 8)]
-    held_out = [w for x in held_out for w in cut_windows(x, tokenizer, 8)]
-    loss = evaluate(load_model("kept"), held_out[:500])
-    assert number_before("held out,", output) == f"{loss:.3f}"
-    counted = baselines(trained, held_out[:500], tokenizer.vocab_size)
-    assert scale_of(output)["pairs"][0] == f"{counted['pairs']:.3f}"
+    if "tokenizer" in options:
+        tokenizer = microgpt.BPETokenizer.train(documents, options["vocab_size"])
+    shape = settings(Config, options, vocab_size=tokenizer.vocab_size)
+    model = microgpt.GPT(shape, seed=config.seed)
+    return microgpt.Trainer(model, tokenizer, documents, config)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 25, 26, 60, 300])
-def test_the_training_loss_is_the_mean_of_the_last_steps(train, steps):
-    output = train("--steps", str(steps), "--samples", "0")
-    losses = losses_of(steps)
-    recent = mean(losses[-max(25, steps // 10) :])
-    assert number_before("in training", output) == f"{recent:.3f}"
-    assert re.search(rf"^step {steps}/{steps}  loss {recent:.3f}  ", output, re.M)
+def header_of(trainer, documents, held_out, engine):
+    """What it says before the training."""
+    n_letters = sum(map(len, documents))
+    different = sorted({letter for document in documents for letter in document})
+    shown = "".join(different).replace("\x1b", "")[:40]
+    config = trainer.config
+    s = trainer.model.config
+    return f"""\
+documents   names.txt: {len(documents):,}, of which {len(held_out):,} held out
+characters  {n_letters:,}; {len(different):,} different ones: {shown}
+model       vocab_size {s.vocab_size}, block_size {s.block_size}, \
+n_layer {s.n_layer}, n_head {s.n_head}, n_embd {s.n_embd}
+parameters  {len(flat(trainer.model.params)):,}
+training    {config.steps:,} steps of {config.batch_size} windows, lr {config.lr}, \
+{engine} engine
+
+"""
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 56, 57, 150])
-def test_the_curve_is_drawn_from_the_losses(train, steps):
-    output = train("--steps", str(steps), "--samples", "0", "--lr", "0.05")
-    losses = losses_of(steps, lr=0.05)
-    first, curve, last = re.search(r"^loss  (\S+) (\S+) (\S+)$", output, re.M).groups()
-    n = min(56, steps)
-    parts = []
-    for i in range(n):
-        parts.append(mean(losses[steps * i // n : steps * (i + 1) // n]))
-    assert (first, last) == (f"{parts[0]:.3f}", f"{parts[-1]:.3f}")
-    assert len(curve) == n
-    lowest = min(parts)
-    highest = max(parts)
-    for bar, part in zip(curve, parts):
-        height = (part - lowest) / ((highest - lowest) or 1)
-        assert abs("▁▂▃▄▅▆▇█".index(bar) - 7 * height) < 0.51
+def progress_of(trainer):
+    """What it says during the training, which this does. The steps take SECONDS."""
+    n_steps = trainer.config.steps
+    lines = ""
+    val_loss = ""
+    speed = 0.0
+    elapsed = 0.0
+    for (n, _, _, new_speed, measured), seconds in zip(trainer, cycle(SECONDS)):
+        speed += (new_speed - speed) / min(n, 100)
+        elapsed += seconds
+        if measured is not None:
+            val_loss = f"  held out {measured:.3f}"
+        if n % math.ceil(n_steps / 10) == 0 or n == n_steps:
+            recent = mean(trainer.losses[-25:])
+            left = round(elapsed / n * (n_steps - n))
+            lines += (
+                f"step {n}/{n_steps}  loss {recent:.3f}{val_loss}  "
+                f"{speed:,.0f} tokens/s  {left // 60}:{left % 60:02} left\n"
+            )
+    return lines
 
 
-def test_a_terminal_without_blocks_gets_signs(train, monkeypatch):
-    monkeypatch.setattr("sys.stdout", SimpleNamespace(encoding="ascii"))
-    trainer = SimpleNamespace(
-        losses=[3.0, 2.0, 1.0],
-        windows=[[0, 1, 0]],
-        val_windows=[[0, 1, 0]],
-        model=SimpleNamespace(config=Config(2)),
-    )
-    text = microgpt.report(trainer, 1.0, 0.0)
-    assert text.isascii() and "loss  3.000 #+. 1.000" in text
+def texts_of(trainer, options):
+    """The samples."""
+    how = vars(settings(microgpt.Sampling, {"temperature": 0.7, **options}))
+    how["max_tokens"] = options.get("max_tokens", 200)
+    how["prompt"] = options.get("prompt", "")
+    how["seed"] = random.Random(trainer.config.seed)
+    like = (trainer.model, trainer.tokenizer)
+    return [microgpt.generate(*like, **how) for _ in range(options.get("samples", 20))]
 
 
 @pytest.mark.parametrize(
-    "written, share, verdict",
+    "documents, options",
     [
-        (["ada", "bob", "zzz"], "67%", "memorising"),
-        (["ada", "bob", "cleo", "x", "y"], "60%", "memorising"),
-        (["ada", "zzz"], "50%", "no better"),
-        (["ada", "ada", "ada", "zzz"], "50%", "no better"),
-        (["ada", "zzz", "zzz", "zzz", "bob"], "67%", "memorising"),
-        (["x", "y", "z"], "0%", "no better"),
+        (NAMES, {"n_embd": 4, "steps": 11}),
+        (NAMES, {**MEAGRE, "n_embd": 1, "n_head": 1, "steps": 130}),
+        (NAMES, {**MEAGRE, "steps": 9, "val_fraction": 0}),
+        (NAMES, BPE),
+        (MANY, {**MEAGRE, "val_fraction": 0.99}),
+        (NAMES, EVERYTHING),
+        (NAMES, {**EVERYTHING, "engine": "value", "steps": 4, "n_layer": 1}),
+    ],
+)
+def test_all_that_it_says(run, folder, steps_take, documents, options):
+    """It is what the library says of the same training run."""
+    (folder / "names.txt").write_text("\n".join(documents), encoding="utf-8")
+    steps_take(*SECONDS)
+    argv = ["names.txt", *arguments(options)]
+    output = run.works(*argv, "--save", "kept")
+    trainer = the_same(documents, options)
+    config = trainer.config
+    trained, held_out = split_documents(documents, config.val_fraction, config.seed)
+
+    expected = header_of(trainer, documents, held_out, options.get("engine", "tensor"))
+    steps_take(*SECONDS)
+    expected += progress_of(trainer)
+    expected += "\nsaved       in kept: python microgpt.py sample kept\n\n"
+    texts = texts_of(trainer, options)
+    for text in texts:
+        shown = "".join(x if x.isprintable() else "\ufffd" for x in text) or "(empty)"
+        mark = "in training" if text in trained else "new"
+        expected += f"    {shown:24} {mark}\n"
+    copied = len({*texts} & {*trained}) / len({*texts})
+    block_size = trainer.model.config.block_size
+    windows = windows_of(held_out or trained, trainer.tokenizer, block_size)
+    loss = evaluate(trainer.model, windows)
+    expected += microgpt.report(trainer, loss, copied) + "\n"
+    assert output == expected
+
+    quiet = run.works(*argv, "--quiet")
+    assert quiet == "".join(f"{text}\n" for text in texts)
+    params = microgpt.load_model("kept").params
+    assert flat(params) == close(trainer.model.params, 1e-9)
+
+
+@pytest.mark.parametrize(
+    "columns, width", [(80, 79), (200, 79), (40, 39), (0, 79), (None, 79)]
+)
+def test_on_a_terminal_one_live_line_is_rewritten_ten_times_a_second(
+    run, steps_take, monkeypatch, columns, width
+):
+    def terminal_size(*file):
+        if columns is None:
+            raise OSError
+        return os.terminal_size((columns, 24))  # 0 columns: nobody has set them
+
+    monkeypatch.setattr(os, "get_terminal_size", terminal_size)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    steps_take(1 / 64)
+    output = run.works("names.txt", "--n-embd=4", "--steps=72", "--samples=0")
+    lines = re.findall(r"\r([^\r\n]+)", output)
+    shown = [*range(7, 72, 7), 72]  # 7 steps are the first that take over 0.1 s
+    assert len(lines) == len(shown)
+    for n, line in zip(shown, lines):
+        bar = "#" * (n // 6) + "." * (12 - n // 6)
+        assert line.startswith(f"[{bar}] {n}/72  loss ") and len(line) == width
+    assert "\n\n\r" + "\r".join(lines) + "\n\n" in output
+
+
+@pytest.mark.parametrize(
+    "seconds, steps", [(60.0, [2, 4, 5]), (60.5, [1, 2, 3, 4, 5]), (20.0, [4, 5])]
+)
+def test_it_saves_when_more_than_a_minute_has_passed(
+    run, steps_take, monkeypatch, seconds, steps
+):
+    saved = []
+    monkeypatch.setattr(microgpt, "save_training", lambda x, _: saved.append(x.step))
+    steps_take(seconds)
+    run.works("names.txt", "--n-embd=4", "--steps=5", "--save=kept", "--samples=0")
+    assert saved == steps
+
+
+def test_the_time_left_of_a_resumed_training_is_that_of_its_steps(
+    run, kept, steps_take
+):
+    steps_take(7.0)
+    output = run.works("names.txt", "--resume=kept", "--steps=5", "--samples=0")
+    assert re.search("^step 4/5  .*  0:07 left\nstep 5/5  .*  0:00 left$", output, re.M)
+
+
+# --- the report -----------------------------------------------------------------------
+
+
+def report_of(losses, loss=1.0, windows=None, val_windows=(), copied=0.0):
+    """The report on a training run with these losses and windows."""
+    trainer = SimpleNamespace(
+        losses=losses,
+        windows=windows or LEARNED,
+        val_windows=val_windows,
+        model=SimpleNamespace(config=Config(23)),
+    )
+    return microgpt.report(trainer, loss, copied)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 25, 26, 56, 57, 150, 300])
+def test_the_curve_and_the_last_losses(capsys, steps):
+    rng = random.Random(steps)
+    losses = [rng.uniform(2, 4) for _ in range(steps)]
+    recent = mean(losses[-max(25, steps // 10) :])
+    n = min(56, steps)
+    parts = [mean(losses[steps * i // n : steps * (i + 1) // n]) for i in range(n)]
+    lowest = min(parts)
+    span = max(parts) - lowest or 1
+    curve = "".join("▁▂▃▄▅▆▇█"[round(7 * (x - lowest) / span)] for x in parts)
+    assert report_of(losses).startswith(
+        f"\nloss  {parts[0]:.3f} {curve} {parts[-1]:.3f}\n"
+        f"      1.000 evaluated, {recent:.3f} in training\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "encoding, curve", [("ascii", "#+."), (None, "#+."), ("UTF-8", "█▅▁")]
+)
+def test_a_terminal_without_blocks_gets_signs(monkeypatch, encoding, curve):
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(encoding=encoding))
+    text = report_of([3.0, 2.0, 1.0])
+    assert f"loss  3.000 {curve} 1.000" in text and curve[0] * 40 + "\n" in text
+
+
+LEARNED = windows_of(NAMES[:12])
+OTHERS = windows_of([NAMES[i * i % 19] for i in range(500)] + ["u" * 15])
+
+
+@pytest.mark.parametrize(
+    "windows, val_windows, measured, kind",
+    [
+        (LEARNED, OTHERS[:9], OTHERS[:9], "held out"),
+        (LEARNED, OTHERS, OTHERS[:500], "held out"),
+        (OTHERS, LEARNED, LEARNED, "held out"),
+        (OTHERS, [], OTHERS[:500], "evaluated"),
+    ],
+)
+@pytest.mark.parametrize("loss", [0.5, 2.9, 4.0])
+def test_the_models_that_count(capsys, windows, val_windows, measured, kind, loss):
+    """They count in the training windows. The scale falls, and its bars with it."""
+    scale = {**microgpt.baselines(windows, measured, 23), "this model": loss}
+    most = max(scale.values())
+    lines = f"      {loss:.3f} {kind}, 2.500 in training\n"
+    for name in sorted(scale, key=scale.get)[::-1]:
+        bar = "█" * round(40 * scale[name] / most)
+        lines += f"      {name:14} {scale[name]:.3f} {bar}\n"
+    assert lines + "\nIt is " in report_of([3.0, 2.0], loss, windows, val_windows)
+
+
+@pytest.mark.parametrize(
+    "written, verdict",
+    [
+        ("ada bob zzz", "memorising: 67% of the different samples are training"),
+        ("ada", "memorising: 100% of"),
+        ("ada bob cleo x y", "memorising: 60% of"),
+        ("ada zzz", "no better"),
+        ("ada ada ada zzz", "no better"),
+        ("ada zzz zzz zzz bob", "memorising: 67% of"),
+        ("HELD_OUT z", "no better"),
+        ("", "no better"),
     ],
 )
 def test_the_share_of_copies_is_that_of_training_documents(
-    train, monkeypatch, written, share, verdict
+    run, monkeypatch, written, verdict
 ):
     trained, held_out = split_documents(NAMES, 0.1, 42)
-    assert {"ada", "bob", "cleo"} <= {*trained}
-    waiting = iter(written)
+    texts = written.replace("HELD_OUT", held_out[0]).split()
+    waiting = iter(texts)
     monkeypatch.setattr(microgpt, "generate", lambda *args, **options: next(waiting))
-    output = train("--steps", "1", "--samples", str(len(written)))
-    marks = ["in training" if text in trained else "new" for text in written]
-    assert samples(output) == list(zip(written, marks))
-    assert f"It is {verdict}" in output
-    if verdict == "memorising":
-        sentence = f"It is memorising: {share} of the different samples are training"
-        assert sentence in output
-
-
-def test_a_held_out_document_is_new(train, monkeypatch):
-    _, held_out = split_documents(NAMES, 0.1, 42)
-    monkeypatch.setattr(microgpt, "generate", lambda *args, **options: held_out[0])
-    assert samples(train("--steps", "1", "--samples", "1")) == [(held_out[0], "new")]
+    output = run.works("names.txt", "--steps=1", "--n-embd=4", f"--n={len(texts)}")
+    marks = ["in training" if text in trained else "new" for text in texts]
+    assert samples(output) == list(zip(texts, marks))
+    assert f"It is {verdict} " in output
 
 
 @pytest.mark.parametrize(
     "text, shown",
-    [("a\nb\x1b[31m\r\tc", "a\ufffdb\ufffd[31m\ufffd\ufffdc"), ("x" * 999, "x" * 999)],
+    [("a\nb\x1b[31m\r\tc", "a�b�[31m��c"), ("x" * 999, "x" * 999), ("", "(empty)")],
 )
-def test_a_sample_is_one_line_that_does_no_harm_to_the_terminal(
-    train, monkeypatch, text, shown
-):
+def test_a_sample_is_one_line_that_does_no_harm(run, monkeypatch, text, shown):
     monkeypatch.setattr(microgpt, "generate", lambda *args, **options: text)
-    assert samples(train("--steps", "1", "--samples", "1")) == [(shown, "new")]
-    assert train("--steps", "1", "--samples", "1", "--quiet") == f"{text}\n"
-
-
-def test_an_empty_sample_is_shown_as_empty(train, monkeypatch):
-    monkeypatch.setattr(microgpt, "generate", lambda *args, **options: "")
-    output = train("--steps", "1", "--samples", "1")
-    assert samples(output) == [("(empty)", "new")]
-
-
-# --- before the training --------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "options, engine",
-    [
-        ([], "tensor engine"),
-        (["--engine", "tensor"], "tensor engine"),
-        (["--engine", "value"], "value engine"),
-        (["--workers", "2", "--engine", "value"], "value engine"),
-    ],
-)
-def test_it_says_what_it_learns_from_and_how(train, options, engine):
-    sizes = ["--n-layer", "2", "--n-head", "2", "--block-size", "9"]
-    training = ["--steps", "1", "--batch-size", "3", "--lr", "0.25", "--samples", "0"]
-    output = train(*sizes, *training, *options)
-    lines = output.splitlines()
-    count = microgpt.parameter_count(load_model("kept").config)
-    assert lines[:5] == [
-        "documents   names.txt: 20, of which 2 held out",
-        f"characters  {len(''.join(NAMES))}; 22 different ones: abcdefghijklmnoprstuvy",
-        "model       vocab_size 23, block_size 9, n_layer 2, n_head 2, n_embd 8",
-        f"parameters  {count:,}",
-        f"training    1 steps of 3 windows, lr 0.25, {engine}",
-    ]
-
-
-# --- during the training --------------------------------------------------------------
-
-
-class Clock:
-    """Stands in for the module time: seconds pass when the test says so."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def perf_counter(self):
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(microgpt, "time", clock)
-    return clock
-
-
-def fake_trainer(steps, first_step=0):
-    """What a Progress asks of a Trainer."""
-    return SimpleNamespace(
-        config=TrainConfig(steps=steps),
-        step=first_step,
-        losses=[],
-        engine=microgpt.TensorEngine(),
-    )
-
-
-def progress_of(trainer, is_live, monkeypatch):
-    """A Progress, and a list of all that it says."""
-    stdout = SimpleNamespace(isatty=lambda: is_live)
-    monkeypatch.setattr("sys.stdout", stdout)
-    said = []
-
-    def say(text, end="\n"):
-        said.append(text + end)
-
-    return microgpt.Progress(trainer, say), said
-
-
-def make_steps(progress, trainer, clock, n, seconds=1.0, speed=100.0, val_loss=None):
-    """Let n more steps take so many seconds each."""
-    for _ in range(n):
-        trainer.step += 1
-        trainer.losses.append(float(trainer.step))
-        clock.now += seconds
-        step = Step(trainer.step, float(trainer.step), 0.01, speed, val_loss)
-        progress.show(step, trainer.step == trainer.config.steps)
-
-
-def test_the_line_has_step_loss_speed_and_time_left(clock, monkeypatch):
-    trainer = fake_trainer(2000)
-    trainer.losses = [9.0] * 1080 + [3.0] * 40 + [4.0] * 80
-    progress, _ = progress_of(trainer, False, monkeypatch)
-    progress.speed = 12345.6
-    line = progress.line(1200, 3 * 60 + 7)
-    assert line == "step 1,200/2,000  loss 3.667  12,346 tokens/s  3:07 left"
-    progress.held_out = "  held out 1.500"
-    line = progress.line(1200, 3600 + 59)
-    assert line == (
-        "step 1,200/2,000  loss 3.667  held out 1.500  12,346 tokens/s  60:59 left"
-    )
-    assert progress.line(2000, 0).endswith("  0:00 left")
-
-
-def test_the_bar_of_a_live_line_is_as_long_as_what_is_done(clock, monkeypatch):
-    trainer = fake_trainer(1200)
-    trainer.losses = [2.0]
-    progress, _ = progress_of(trainer, True, monkeypatch)
-    bars = [progress.line(n, 0)[:14] for n in (1, 99, 100, 600, 1199, 1200)]
-    assert bars == [
-        "[............]",
-        "[............]",
-        "[#...........]",
-        "[######......]",
-        "[###########.]",
-        "[############]",
-    ]
-
-
-@pytest.mark.parametrize("first_step", [0, 100])
-def test_the_time_left_is_that_of_the_steps_left(clock, monkeypatch, first_step):
-    trainer = fake_trainer(first_step + 100, first_step)
-    progress, said = progress_of(trainer, False, monkeypatch)
-    make_steps(progress, trainer, clock, 20, seconds=2.0)
-    assert said[-1].endswith("  2:40 left\n")  # 80 steps of 2 seconds
-    make_steps(progress, trainer, clock, 40, seconds=8.0)
-    assert said[-1].endswith("  4:00 left\n")  # 40 steps of 360 / 60 seconds
-    make_steps(progress, trainer, clock, 40, seconds=0.0)
-    assert said[-1].endswith("  0:00 left\n")
-
-
-def test_the_speed_is_a_mean_that_follows_the_last_steps(clock, monkeypatch):
-    trainer = fake_trainer(1000)
-    progress, said = progress_of(trainer, False, monkeypatch)
-    make_steps(progress, trainer, clock, 1, speed=100.0)
-    make_steps(progress, trainer, clock, 1, speed=400.0)
-    make_steps(progress, trainer, clock, 1, speed=1000.0)
-    assert progress.speed == pytest.approx(500.0)
-    make_steps(progress, trainer, clock, 97, speed=500.0)
-    assert progress.speed == pytest.approx(500.0)
-    assert "  500 tokens/s  " in said[-1]
-    make_steps(progress, trainer, clock, 100, speed=1500.0)
-    assert progress.speed == pytest.approx(1500 - 1000 * 0.99**100)
-
-
-def test_a_held_out_loss_stays_until_the_next(clock, monkeypatch):
-    trainer = fake_trainer(10)
-    progress, said = progress_of(trainer, False, monkeypatch)
-    make_steps(progress, trainer, clock, 1)
-    make_steps(progress, trainer, clock, 1, val_loss=2.5)
-    make_steps(progress, trainer, clock, 1)
-    make_steps(progress, trainer, clock, 1, val_loss=1.25)
-    shown = [re.findall(r"held out (\S+)", line) for line in said]
-    assert shown == [[], ["2.500"], ["2.500"], ["1.250"]]
-
-
-@pytest.mark.parametrize("steps", [1, 7, 10, 11, 19, 199, 500])
-def test_without_a_terminal_there_are_ten_lines_at_most(clock, monkeypatch, steps):
-    trainer = fake_trainer(steps)
-    progress, said = progress_of(trainer, False, monkeypatch)
-    make_steps(progress, trainer, clock, steps)
-    progress.close()
-    numbers = [int(re.match(r"step ([\d,]+)/", line)[1]) for line in said]
-    every = math.ceil(steps / 10)
-    assert numbers == [*range(every, steps, every), steps]
-    assert len(numbers) <= 10
-    assert all(line.endswith(" left\n") for line in said)
-
-
-@pytest.mark.parametrize(
-    "columns, width", [(80, 79), (200, 79), (40, 39), (10, 9), (0, 79)]
-)
-def test_a_live_line_is_rewritten_ten_times_a_second(
-    clock, monkeypatch, columns, width
-):
-    def terminal_size(*file):
-        return os.terminal_size((columns, 24))  # 0 columns: nobody has set them
-
-    monkeypatch.setattr(os, "get_terminal_size", terminal_size)
-    trainer = fake_trainer(1000)
-    progress, said = progress_of(trainer, True, monkeypatch)
-    make_steps(progress, trainer, clock, 999, seconds=1 / 64)
-    assert len(said) == 999 // 7  # 7 steps are the first that take more than 0.1 s
-    make_steps(progress, trainer, clock, 1, seconds=0.0)
-    assert said[-1].startswith("\r[########")  # the last step is always shown
-    assert {len(text) for text in said} == {1 + width}  # all overwrite each other
-    for text in said:
-        assert text[0] == "\r" and "\n" not in text
-    progress.close()
-    assert said[-1] == "\n"
-
-
-def test_a_step_that_is_the_last_is_shown_though_no_line_is_due(clock, monkeypatch):
-    trainer = fake_trainer(1000)
-    trainer.losses = [1.0, 1.0, 1.0]
-    progress, said = progress_of(trainer, False, monkeypatch)
-    progress.show(Step(3, 1.0, 0.01, 10.0, None), is_last=False)
-    assert said == []
-    progress.show(Step(3, 1.0, 0.01, 10.0, None), is_last=True)
-    assert len(said) == 1 and said[0].startswith("step 3/1,000  ")
-
-
-def test_what_follows_ctrl_c_is_of_the_steps_that_were_made(train, monkeypatch):
-    losses = losses_of(500)[:7]
-    learning_rate = microgpt.learning_rate
-
-    def interrupted(step, *args):
-        if step == 6:
-            signal.raise_signal(signal.SIGINT)
-        return learning_rate(step, *args)
-
-    monkeypatch.setattr(microgpt, "learning_rate", interrupted)
-    output = train("--steps", "500", "--samples", "0")
-    assert "stopped by Ctrl-C after 7 of 500 steps" in output
-    _, held_out = split_documents(NAMES, 0.1, 42)
-    loss = evaluate(load_model("kept"), windows_of(held_out))
-    assert number_before("held out,", output) == f"{loss:.3f}"
-    assert number_before("in training", output) == f"{mean(losses):.3f}"
-    assert re.search(rf"^step 7/500  loss {mean(losses):.3f}  ", output, re.M)
+    argv = ["names.txt", *arguments(MEAGRE)]
+    assert samples(run.works(*argv)) == [(shown, "new")]
+    assert run.works(*argv, "--quiet") == f"{text}\n"

@@ -1,29 +1,42 @@
-"""examples/_common.py: words on a terminal, and how the programs in examples/ end."""
+"""What all programs in examples/ do alike, most of it by examples/_common.py."""
 
+import importlib
 import io
+import math
 import os
 import re
-import subprocess
+import signal
 import sys
 
 import _common
 import pytest
-from helpers import ABC, make
+from helpers import ABC, ENGINES, EXAMPLES, command, kept, make, program, start
 from hypothesis import given
 from hypothesis import strategies as st
 
 import microgpt
 
-EXAMPLES = os.path.dirname(_common.__file__)
-ENV = {name: x for name, x in os.environ.items() if not name.startswith("PYTHON")}
-ENV["PYTHONIOENCODING"] = "utf-8"
+SPEED = EXAMPLES / "speed"
 WIDE = "\u5929\u5730"
-PROGRAMS = {  # with words that make them print a few lines
-    "explain": ["DIR", "ab", "c"],
-    "lookahead": ["DIR", "ab"],
-    "xray": ["DIR", "ab"],
-    "graph": [],
-    "ladder": [],
+
+# {program: (its folder, words that make it print, does --help say how long it takes?)}
+PROGRAMS = {
+    "explain": (EXAMPLES, ["DIR", "ab", "c"], True),
+    "lookahead": (EXAMPLES, ["DIR", "ab"], True),
+    "autocomplete": (EXAMPLES, ["DIR"], True),
+    "xray": (EXAMPLES, ["DIR", "ab"], True),
+    "graph": (EXAMPLES, [], False),
+    "ladder": (EXAMPLES, [], True),
+    "pictures": (EXAMPLES, ["--model", "DIR", "--text", "ab"], True),
+    "benchmark": (SPEED, ["--quick"], True),
+    "check_engine": (ENGINES, [], True),
+    "numpy_engine": (ENGINES, ["--steps", "1"], True),
+    "train_torch": (ENGINES, ["--steps", "1"], True),
+}
+NEEDS = {
+    "pictures": ["matplotlib"],
+    "numpy_engine": ["numpy"],
+    "train_torch": ["torch", "safetensors"],
 }
 
 
@@ -37,8 +50,12 @@ class Output(io.TextIOWrapper):
     def isatty(self):
         return self.is_terminal
 
+    def shown(self):
+        self.flush()
+        return self.buffer.getvalue().decode()
 
-# Words
+
+# --- Texts ---
 
 
 @pytest.mark.parametrize(
@@ -65,29 +82,19 @@ def test_quoted_is_in_quotes_that_the_output_can_show(monkeypatch, encoding, quo
     assert _common.quoted("\xe9\n") == quoted
 
 
-@given(st.text(st.sampled_from("ab\xe9" + WIDE)), st.integers(3, 20))
+@given(st.text(st.sampled_from("ab\xe9\uff21" + WIDE)), st.integers(3, 20))
 def test_a_text_that_fits_is_left_alone_and_another_is_cut(text, limit):
     fitted = _common.fit(text, limit)
-    if _common.columns(text) <= limit:
+    if len(text) + sum(c in "\uff21" + WIDE for c in text) <= limit:
         assert fitted == text
     else:
         assert fitted.endswith("...") and text.startswith(fitted[:-3])
         assert limit - 1 <= _common.columns(fitted) <= limit
 
 
-def test_wide_characters_take_two_columns():
-    assert _common.columns("a" + WIDE + "\xe9\uff21") == 1 + 4 + 1 + 2
-
-
 @pytest.mark.parametrize(
     "is_terminal, terminal, expected",
-    [
-        (False, 200, 79),
-        (False, 30, 79),
-        (True, 200, 79),
-        (True, 70, 69),
-        (True, 30, 60),
-    ],
+    [(False, 30, 79), (True, 200, 79), (True, 70, 69), (True, 30, 60)],
 )
 def test_a_line_is_as_wide_as_the_terminal_within_limits(
     monkeypatch, is_terminal, terminal, expected
@@ -99,19 +106,35 @@ def test_a_line_is_as_wide_as_the_terminal_within_limits(
 
 @pytest.mark.parametrize(
     "is_terminal, no_color, expected",
-    [(True, None, True), (True, "", True), (True, "1", False), (False, None, False)],
+    [(True, "", True), (True, "1", False), (False, "", False)],
 )
 def test_colours_are_for_terminals_without_no_color(
     monkeypatch, is_terminal, no_color, expected
 ):
     monkeypatch.setattr(sys, "stdout", Output(is_terminal=is_terminal))
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    if no_color is not None:
-        monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("NO_COLOR", no_color)
     assert _common.in_colour() is expected
 
 
-# How a program ends
+def test_a_perplexity_that_is_no_float_any_more_is_infinite():
+    found = [_common.perplexity(loss) for loss in (0.0, 1.0, 699.0, 800.0)]
+    assert found == [1.0, math.e, math.exp(699), math.inf]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_only_a_terminal_shows_that_work_goes_on_and_it_is_blank_at_the_end(
+    monkeypatch, is_terminal
+):
+    output = Output(is_terminal=is_terminal)
+    monkeypatch.setattr(sys, "stdout", output)
+    with pytest.raises(ValueError), _common.waiting("loading", every=0.001):
+        while is_terminal and "loading: 0 s" not in output.shown():
+            pass
+        raise ValueError
+    assert re.search("\r +\r$", output.shown()) if is_terminal else not output.shown()
+
+
+# --- How a program ends ---
 
 
 def ending(capsys, error, **options):
@@ -151,82 +174,168 @@ def test_a_mistake_in_a_program_is_not_hidden(capsys):
         ending(capsys, KeyError("x"))
 
 
-@pytest.mark.parametrize("returned, status", [(None, 0), (0, 0), (3, 3)])
+@pytest.mark.parametrize("returned, status", [(None, 0), (3, 3)])
 def test_what_a_command_returns_is_the_status(returned, status):
-    def command(options):
-        assert options == "options"
-        return returned
-
-    assert _common.run_command("name", command, "options") == status
+    assert _common.run_command("name", lambda options: returned, None) == status
 
 
-# The programs
+# --- All programs ---
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """The directory of a tiny model."""
-    directory = str(tmp_path_factory.mktemp("saved"))
-    microgpt.save_model(make(), directory, ABC)
-    return directory
+    return kept(make(), ABC, tmp_path_factory.mktemp("saved"))
 
 
-@pytest.fixture(params=["alone", "by microgpt.py"])
-def command(request, saved):
-    """The command line of a program: by itself, and as a command of microgpt.py."""
-
-    def words(name, *args):
-        start = [os.path.join(EXAMPLES, f"{name}.py")]
-        if request.param == "by microgpt.py":
-            start = [microgpt.__file__, name]
-        args = [saved if arg == "DIR" else arg for arg in args]
-        return [sys.executable, *start, *args]
-
-    return words
+@pytest.fixture(params=PROGRAMS)
+def name(request):
+    """Each program in turn, if what it needs is installed."""
+    for library in NEEDS.get(request.param, []):
+        pytest.importorskip(library)
+    return request.param
 
 
-def run(words, tmp_path, **options):
-    """Run a command elsewhere, so that nothing is found by chance."""
-    options = {"stdout": subprocess.PIPE, "env": ENV, **options}
-    return subprocess.run(
-        words, cwd=tmp_path, stderr=subprocess.PIPE, encoding="utf-8", **options
-    )
+def words_of(name, saved):
+    return [saved if word == "DIR" else word for word in PROGRAMS[name][1]]
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_each_program_runs_from_any_folder(command, name, tmp_path):
-    child = run(command(name, *PROGRAMS[name]), tmp_path)
-    assert (child.returncode, child.stderr) == (0, "")
-    assert child.stdout and "\x1b" not in child.stdout
+def test_the_table_has_all_programs():
+    found = set()
+    for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("[!l]*/*.py")]:
+        if "\ndef main(" in path.read_text(encoding="utf-8"):
+            found.add((path.stem, path.parent))
+    assert found == {(name, folder) for name, (folder, *_) in PROGRAMS.items()}
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_each_program_ends_quietly_when_nobody_reads(command, name, tmp_path):
+def test_help_is_short_and_says_how_long_the_program_takes(name, capsys):
+    try:
+        status = importlib.import_module(name).main(["--help"])
+    except SystemExit as ended:
+        status = ended.code
+    output, error = capsys.readouterr()
+    assert (status, error) == (0, "")
+    assert re.match(rf"usage: {name}(\.py)? .*\n", output)
+    ours = output.split("usage: python microgpt.py")[0]
+    assert ours.count("\n") <= 35
+    says_time = re.search(r"\b(moment|seconds?|minutes?)\b", ours) is not None
+    assert says_time == PROGRAMS[name][2]
+
+
+def test_ctrl_c_ends_a_program_with_one_line(name, saved, monkeypatch, capsys):
+    class Interrupted(io.StringIO):
+        def write(self, text):  # the first time
+            del Interrupted.write
+            raise KeyboardInterrupt
+
+    main = importlib.import_module(name).main
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n"))
+    monkeypatch.setattr(sys, "stdout", Interrupted())
+    monkeypatch.chdir(saved)
+    assert main(words_of(name, saved)) == 130
+    assert re.fullmatch(r"\w+: interrupted\n", capsys.readouterr().err)
+
+
+def test_a_program_ends_quietly_when_nobody_reads(name, saved, tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
-    child = run(command(name, *PROGRAMS[name]), tmp_path, stdout=writing)
+    words = words_of(name, saved)
+    script = program(name, PROGRAMS[name][0])
+    pipes = {"stdin": -1, "stdout": writing, "cwd": tmp_path}
+    child = start(*words, script=script, **pipes)
     os.close(writing)
-    assert (child.returncode, child.stderr) == (1, "")
+    error = child.communicate("ab\n")[1]
+    assert child.returncode == 1
+    assert error in ("", "microgpt: Broken pipe\n")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_each_program_tells_in_one_line_that_the_disk_is_full(command, name, tmp_path):
+def test_a_full_disk_is_told_in_one_line(saved):
     with open("/dev/full", "w") as full:
-        child = run(command(name, *PROGRAMS[name]), tmp_path, stdout=full)
-    status = 2 if name == "xray" else 1
-    assert child.returncode == status
-    assert child.stderr == f"{name}: No space left on device\n"
+        child = start(saved, script=program("lookahead"), stdout=full)
+    said = "lookahead: No space left on device\n"
+    assert (child.communicate()[1], child.returncode) == (said, 1)
 
 
-@pytest.mark.parametrize("name", [*PROGRAMS, "autocomplete", "pictures", "benchmark"])
-def test_each_program_has_help_of_whole_sentences(command, name, tmp_path):
-    child = run(command(name, "--help"), tmp_path, env={**ENV, "COLUMNS": "200"})
-    assert (child.returncode, child.stderr) == (0, "")
-    assert child.stdout.startswith(f"usage: {name} ")
-    _, *entries = re.split(r"\n  (?=\S)", child.stdout)
-    others = [entry for entry in entries if not entry.startswith("-h, --help")]
-    assert others
-    for entry in others:
-        entry = entry.partition("\n\n")[0]  # without the title of the next part
-        assert re.search(r"[A-Z][^.]+.*\.$", entry, re.DOTALL), entry
+posix = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+
+
+@posix
+def test_ctrl_c_while_a_model_is_loaded_is_one_line(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    child = start(tmp_path, "ab", script=program("explain"))
+    with open(tmp_path / "config.json", "w"):  # waits until the program opens it, too
+        child.send_signal(signal.SIGINT)
+        assert child.communicate()[1] == "explain: interrupted\n"
+    assert child.returncode == 130
+
+
+@posix
+def test_ctrl_c_ends_a_step_of_the_ladder_without_a_traceback():
+    options = {"env": {"PYTHONUNBUFFERED": "1"}, "start_new_session": True}
+    child = start("pairs", script=program("ladder"), **options)
+    assert child.stdout.readline().startswith("step ")
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+    assert child.communicate()[1] == "ladder: interrupted\n"
+    assert child.returncode == 130
+
+
+def test_ctrl_c_before_the_training_with_pytorch_is_one_line(monkeypatch, capsys):
+    pytest.importorskip("torch")
+    train_torch = pytest.importorskip("train_torch")
+
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_torch, "find_device", interrupt)
+    assert train_torch.main([]) == 130
+    assert capsys.readouterr() == ("", "train_torch: interrupted\n")
+
+
+# --- python microgpt.py NAME ---
+
+
+def test_a_program_is_a_command_of_microgpt_too(saved, tmp_path):
+    words = [saved, "ab"]
+    by_itself = command(*words, script=program("lookahead"), cwd=tmp_path)
+    as_command = command("lookahead", *words, cwd=tmp_path)
+    assert by_itself.stdout and by_itself.stderr == ""
+    assert as_command.stdout == by_itself.stdout
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with an example that says what it was given, and with other scripts."""
+    script = "def main(argv):\n    print('ran', argv)\n    return 7\n"
+    for path in "x.py here.py examples/given.py examples/sub/deep.py".split():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(script)
+    monkeypatch.setattr(microgpt, "__file__", str(tmp_path / "microgpt.py"))
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_an_example_gets_the_words_after_its_name_and_its_status_is_passed_on(
+    folder, capsys
+):
+    assert microgpt.main(["given", "a", "--steps", "-x"]) == 7
+    assert capsys.readouterr() == ("ran ['a', '--steps', '-x']\n", "")
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["../examples/given", "./given", "sub/deep", "sub.deep", "..", "given.py", "x"]
+    + ["here", "sub\\deep", "given/", " given", "-", "", "~", "examples/given"],
+)
+def test_odd_words_never_run_anything(folder, capsys, word):
+    assert microgpt.main([word]) == 1
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert re.fullmatch("microgpt: .*\n", error)
+
+
+def test_a_file_comes_before_an_example_of_its_name(folder, capsys):
+    (folder / "given").write_text("ada\nbob\ncleo\n", encoding="utf-8")
+    assert microgpt.main(["given", "--steps", "1", "--samples", "0"]) == 0
+    assert re.match("documents +given: 3, ", capsys.readouterr().out)

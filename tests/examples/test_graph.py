@@ -2,50 +2,44 @@
 
 import ast
 import math
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 
 import graph
 import pytest
-from hypothesis import assume, given, settings
+from helpers import is_one_line, program, works
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import microgpt
 from microgpt import Value
 
-GRAPH = graph.__file__
 NODE = re.compile(r'  (n\d+) \[label="((?:[^"\\]|\\.)*)\\ndata (\S+)\\ngrad (\S+)"\];')
 EDGE = re.compile(r'  (n\d+) -> (n\d+) \[label="(\S+)"\];')
 LINE = re.compile(
     r"([ │├└]*)(\S.*?)( \(above\)| \(below\))?(?:  +(\S+) +(\S+))?"
     r"(?:  +(\S+) × +(\S+) = (\S+))?"
 )
-PLAIN = {
-    "exp": math.exp,
-    "log": math.log,
-    "tanh": math.tanh,
-    "relu": lambda x: max(0.0, x),
-}
+PLAIN = {name: getattr(math, name) for name in "exp log tanh".split()}
+PLAIN["relu"] = lambda x: max(0.0, x)
 
-expressions = st.recursive(
-    st.sampled_from(["a", "b", "c", "2", "0.5", "3"]),
-    lambda part: st.one_of(
-        st.tuples(part, st.sampled_from("+-*/"), part).map(
-            "({0[0]} {0[1]} {0[2]})".format
-        ),
-        st.tuples(part, st.sampled_from(["2", "-1", "0.5", "b"])).map(
-            "({0[0]}) ** {0[1]}".format
-        ),
-        st.tuples(st.sampled_from(["-", *PLAIN]), part).map("{0[0]}({0[1]})".format),
-    ),
-    max_leaves=8,
-)
-inputs = st.fixed_dictionaries(
-    {name: st.floats(0.5, 2) | st.floats(-2, -0.5) for name in "abc"}
-)
+
+def grown(part):
+    """Larger expressions from smaller ones."""
+    binary = st.tuples(part, st.sampled_from("+-*/"), part)
+    power = st.tuples(part, st.sampled_from("2 -1 0.5 b".split()))
+    call = st.tuples(st.sampled_from(["-", *PLAIN]), part)
+    return (
+        binary.map("({0[0]} {0[1]} {0[2]})".format)
+        | power.map("({0[0]}) ** {0[1]}".format)
+        | call.map("{0[0]}({0[1]})".format)
+    )
+
+
+leaves = st.sampled_from("a b c 2 0.5 3".split())
+expressions = st.recursive(leaves, grown, max_leaves=8)
+numbers = st.floats(0.5, 2) | st.floats(-2, -0.5)
+inputs = st.fixed_dictionaries(dict.fromkeys("abc", numbers))
 
 
 def computed(text, at):
@@ -62,32 +56,33 @@ def read_dot(text):
     """DOT -> ([(key, label, data, grad), ...], [(parent, child, local), ...])."""
     first, shape, *lines, last = text.split("\n")
     assert (first, shape, last) == ("digraph {", "  node [shape=box];", "}")
-    nodes = [NODE.fullmatch(line).groups() for line in lines if "->" not in line]
-    edges = [EDGE.fullmatch(line).groups() for line in lines if "->" in line]
-    return (
-        [(key, label, float(data), float(grad)) for key, label, data, grad in nodes],
-        [(parent, child, float(local)) for parent, child, local in edges],
-    )
+    nodes = []
+    edges = []
+    for line in lines:
+        if "->" in line:
+            parent, child, local = EDGE.fullmatch(line).groups()
+            edges.append((parent, child, float(local)))
+        else:
+            key, label, data, grad = NODE.fullmatch(line).groups()
+            nodes.append((key, label, float(data), float(grad)))
+    return nodes, edges
 
 
 def read_tree(text):
     """A tree -> [(guides, label, note, (data, grad), (local, grad, share)), ...]."""
     title, *lines = [line for line in text.split("\n") if line]
     assert title.split() == ["data", "grad", "local", "×", "parent's", "grad"]
-    found = [LINE.fullmatch(line).groups() for line in lines]
-    return [
-        (
-            guide,
-            label,
-            note,
-            tuple(float(x) for x in numbers[:2] if x),
-            tuple(float(x) for x in numbers[2:] if x),
-        )
-        for guide, label, note, *numbers in found
-    ]
+    found = []
+    for line in lines:
+        guides, label, note, *texts = LINE.fullmatch(line).groups()
+        own = tuple(float(x) for x in texts[:2] if x)
+        edge = tuple(float(x) for x in texts[2:] if x)
+        found.append((guides, label, note, own, edge))
+    return found
 
 
 def reachable(value):
+    """{id: node} of all that a Value was computed from, and of itself."""
     found = {}
     queue = [value]
     for node in queue:
@@ -97,33 +92,11 @@ def reachable(value):
     return found
 
 
-def add_up(edges):
-    """[(node, share of its grad), ...] -> their sums, and the sums of their sizes."""
-    sums = Counter()
-    sizes = Counter()
-    for node, share in edges:
-        sums[node] += share
-        sizes[node] += abs(share)
-    return sums, sizes
-
-
-def bare(text):
-    return re.sub(r"[\s()]", "", text)
-
-
-def run(*args, **environment):
-    return subprocess.run(
-        [sys.executable, GRAPH, *args],
-        capture_output=True,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
-    )
-
-
-# --- The drawings are true ------------------------------------------------------------
+# --- The drawings are true ---
 
 
 @given(expressions, inputs)
+@example("relu(a) + relu(b)", {"a": 1.5, "b": -0.5, "c": 1.0})
 def test_data_and_grads_are_those_of_nudging_the_plain_formula(text, at):
     def f(**nudged):
         return eval(text, {**PLAIN, **at, **nudged})
@@ -132,7 +105,7 @@ def test_data_and_grads_are_those_of_nudging_the_plain_formula(text, at):
     for node in reachable(value).values():  # not next to where there is no derivative
         assume(all(abs(x) < 100 for x in (node.data, *node.local_grads)))
     nodes, _ = read_dot(graph.dot(value, names))
-    assert nodes[0][2] == pytest.approx(f(), rel=1e-5, abs=1e-12)
+    assert nodes[0][2:] == (pytest.approx(f(), rel=1e-5, abs=1e-12), 1)
     for _, label, data, grad in nodes:
         if label in at:
             step = 1e-6
@@ -143,151 +116,106 @@ def test_data_and_grads_are_those_of_nudging_the_plain_formula(text, at):
             assert grad == pytest.approx((up + down) / 2, rel=1e-3, abs=1e-3)
 
 
-@given(expressions, inputs)
-def test_in_dot_every_grad_is_the_sum_of_local_times_parents_grad(text, at):
-    nodes, edges = read_dot(graph.dot(*computed(text, at)))
-    grad = {key: grad for key, _, _, grad in nodes}
-    sums, sizes = add_up(
-        (child, local * grad[parent]) for parent, child, local in edges
-    )
-    assert grad.pop("n0") == 1
-    for key in grad:  # all numbers are rounded to six digits
-        assert grad[key] == pytest.approx(sums[key], rel=1e-5, abs=2e-5 * sizes[key])
+def rounded(digits, *numbers):
+    return tuple(float(digits(x)) for x in numbers)
 
 
-@given(expressions, inputs)
-def test_dot_has_every_node_once_and_every_edge_once(text, at):
-    value, names = computed(text, at)
-    nodes, edges = read_dot(graph.dot(value, names))
-    labels = {key: label for key, label, _, _ in nodes}
-    assert (
-        len(labels) == len(nodes) == len(set(labels.values())) == len(reachable(value))
-    )
-    drawn = Counter(
-        (labels[parent], labels[child], local) for parent, child, local in edges
-    )
-    name = graph.labels(value, names)
-    assert drawn == Counter(
-        (name[id(node)], name[id(child)], float(f"{local:.6g}"))
-        for node in reachable(value).values()
-        for child, local in zip(node.children, node.local_grads)
-    )
-
-
-@given(expressions, inputs)
-def test_a_tree_has_every_node_in_full_once_and_a_line_for_every_edge(text, at):
-    value, names = computed(text, at)
-    lines = read_tree(graph.tree(value, {}))  # v1, v2, ...: names that fit
-    full = {label: numbers for _, label, note, numbers, _ in lines if not note}
-    name = graph.labels(value, {})
-    assert sum(not note for _, _, note, _, _ in lines) == len(full)
-    for key, node in reachable(value).items():
-        assert full[name[key]] == (
-            float(graph.number(node.data)),
-            float(graph.number(node.grad)),
-        )
-    assert sum(len(edge) == 3 for *_, edge in lines) == sum(
-        len(node.children) for node in reachable(value).values()
-    )
-    sums, _ = add_up((label, edge[2]) for _, label, *_, edge in lines if edge)
-    _, sizes = add_up((label, abs(edge[2])) for _, label, *_, edge in lines if edge)
-    for label in full.keys() - {"v1"}:  # two digits at least, in -1.2e-05
-        assert full[label][1] == pytest.approx(sums[label], abs=0.11 * sizes[label])
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=30)
-)
-def test_what_is_above_is_above_and_what_is_below_is_below(pairs):
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=30))
+def test_both_drawings_have_every_node_once_and_every_edge_once(pairs):
     made = [Value(0.5), Value(1.5), Value(-1.0)]
     for i, j in pairs:  # a graph that is deep, with much sharing
-        made.append(made[-i] * made[-j] + 1.0)
+        made.append(microgpt.tanh(made[-i] * made[-j]))
+    made[-1].backward()
+    nodes = reachable(made[-1])
+    label = graph.labels(made[-1], {})
+    in_dot, dot_edges = read_dot(graph.dot(made[-1]))
     lines = read_tree(graph.tree(made[-1]))
-    place = {label: i for i, (_, label, note, *_) in enumerate(lines) if not note}
-    assert len(place) == len(reachable(made[-1]))
-    for i, (_, label, note, *_) in enumerate(lines):
-        assert note is None or (note == " (above)") == (place[label] < i)
+    full = {name: own for _, name, note, own, _ in lines if not note}
+    place = {name: i for i, (_, name, note, *_) in enumerate(lines) if not note}
+    assert len(nodes) == len(full) == sum(not note for _, _, note, *_ in lines)
+    assert len(nodes) == len(in_dot)
+    names = {key: name for key, name, *_ in in_dot}
+    dot_edges = Counter((names[x], names[y], local) for x, y, local in dot_edges)
+    tree_edges = Counter((name, edge) for _, name, _, _, edge in lines if edge)
+    six = "{:.6g}".format
+    for key, node in nodes.items():
+        name = label[key]
+        assert full[name] == rounded(graph.number, node.data, node.grad)
+        assert (name, *rounded(six, node.data, node.grad)) in [x[1:] for x in in_dot]
+        for child, local in zip(node.children, node.local_grads):
+            child = label[id(child)]
+            edge = local, node.grad, local * node.grad
+            dot_edges[name, child, float(six(local))] -= 1
+            tree_edges[child, rounded(graph.number, *edge)] -= 1
+    assert not any(dot_edges.values()) and not any(tree_edges.values())
+    for i, (_, name, note, _, edge) in enumerate(lines):
+        if note:
+            assert edge and (note == " (above)") == (place[name] < i)
 
 
-def test_the_graph_that_explains_the_topological_order_is_drawn_as_small_as_it_is():
-    value, names = graph.compute("b = a + a; c = b + b; b + c", {"a": 3.0})
+def test_the_graph_that_explains_the_topological_order():
+    value, names = graph.compute("b = a + a; c = b * b; b + c", {"a": 3.0})
     value.backward()
     assert read_tree(graph.tree(value, names)) == [
-        ("", "b + c", None, (18, 1), ()),
-        ("├ ", "b = a + a", None, (6, 3), (1, 1, 1)),
-        ("│ ├ ", "a", None, (3, 6), (1, 3, 3)),
-        ("│ └ ", "a", " (above)", (), (1, 3, 3)),
-        ("└ ", "c = b + b", None, (12, 1), (1, 1, 1)),
-        ("  ├ ", "b", " (above)", (), (1, 1, 1)),
-        ("  └ ", "b", " (above)", (), (1, 1, 1)),
+        ("", "b + c", None, (42, 1), ()),
+        ("├ ", "b = a + a", None, (6, 13), (1, 1, 1)),
+        ("│ ├ ", "a", None, (3, 26), (1, 13, 13)),
+        ("│ └ ", "a", " (above)", (), (1, 13, 13)),
+        ("└ ", "c = b * b", None, (36, 1), (1, 1, 1)),
+        ("  ├ ", "b", " (above)", (), (6, 1, 6)),
+        ("  └ ", "b", " (above)", (), (6, 1, 6)),
     ]
 
 
-def test_a_chain_of_doublings_takes_two_lines_a_node_and_no_more():
-    value = leaf = Value(1.0)
-    for _ in range(40):  # 2 ** 40 paths
-        value = value + value
-    value.backward()
-    lines = read_tree(graph.tree(value))
-    assert sum(bool(edge) for *_, edge in lines) == 80
-    assert leaf.grad == 2.0**40
+def test_the_docstring_shows_what_it_prints(capsys):
+    assert graph.main(["a * b + a ** 2", "a=2", "b=-3"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 7
+    assert out in re.sub("^    ", "", graph.__doc__, flags=re.MULTILINE)
 
 
-def test_depth_is_no_limit():
+def test_a_deep_graph_is_not_too_deep_and_not_too_wide():
     value = leaf = Value(1.0)
-    for _ in range(5_000):
+    for _ in range(2_000):
         value = value + leaf
     value.backward()
     lines = graph.tree(value).split("\n")
-    assert sum("×" in line for line in lines[1:]) == 10_000
-    assert max(map(len, lines)) <= 80
-    assert graph.dot(value).count("->") == 10_000
+    assert sum("×" in line for line in lines[1:]) == 4_000
+    assert max(map(len, lines)) <= 79
+    assert graph.dot(value).count("->") == 4_000
 
 
 def test_equal_parts_are_two_nodes_and_what_python_hides_is_named():
     value, names = graph.compute("(a * b) - (a * b) / b + 2 ** a", {"a": 2.0, "b": 4.0})
-    value.backward()
-    labels = [label for _, label, _, _ in read_dot(graph.dot(value, names))[0]]
-    assert sorted(labels) == sorted(
-        [
-            "a * b - a * b / b + 2 ** a",
-            "a * b - a * b / b",
-            "a * b",
-            "a",
-            "b",
-            "-(a * b / b)",
-            "a * b / b",
-            "a * b #2",
-            "b ** -1",
-            "2 ** a",
-            "2",
-        ]
+    labels = sorted(graph.labels(value, names).values())
+    assert "; ".join(labels) == (
+        "-(a * b / b); 2; 2 ** a; a; a * b; a * b #2; a * b - a * b / b; "
+        "a * b - a * b / b + 2 ** a; a * b / b; b; b ** -1"
     )
 
 
-def test_numbers_alone_and_names_alone_are_graphs_of_one_node():
-    for text in ("1 + 2 * 3 - -1", "x = 8; x", "x"):
-        value, names = graph.compute(text, {"x": 8.0} if text == "x" else {})
-        assert (value.data, value.children) == (8.0, ())
-        value.backward()
-        [(guide, _, note, numbers, edge)] = read_tree(graph.tree(value, names))
-        assert (guide, note, numbers, edge) == ("", None, (8, 1), ())
+@pytest.mark.parametrize("text", ["1 + 2 * 3 - -1", "x = 8; x", "a"])
+def test_a_number_and_a_name_are_graphs_of_one_node(text):
+    value, names = graph.compute(text, {"a": 8.0})
+    value.backward()
+    [(guide, _, note, own, edge)] = read_tree(graph.tree(value, names))
+    assert (guide, note, own, edge) == ("", None, (8, 1), ())
 
 
 @pytest.mark.parametrize("name", graph.LAYERS)
 def test_layers_are_microgpts_own(name, capsys):
     assert graph.main(["--layer", name, "--dot"]) == 0
-    nodes, edges = read_dot(capsys.readouterr().out.rstrip("\n"))
+    nodes, _ = read_dot(capsys.readouterr().out.rstrip("\n"))
     x = [1.0, -0.5, 2.0]
-    layer = {
-        "softmax": lambda: microgpt.softmax(x),
-        "gelu": lambda: microgpt.gelu([x])[0],
-        "layernorm": lambda: microgpt.layernorm([x], [1.0] * 3, [0.0] * 3)[0],
+    result = {
+        "softmax": microgpt.softmax(x),
+        "gelu": microgpt.gelu([x])[0],
+        "layernorm": microgpt.layernorm([x], [1.0] * 3, [0.0] * 3)[0],
     }[name]
-    assert nodes[0][1:3] == (f"{name}(x)[0]", pytest.approx(layer()[0], rel=1e-5))
-    assert {label: data for _, label, data, _ in nodes if label[:2] == "x["} == {
-        f"x[{i}]": x[i] for i in range(1 if name == "gelu" else 3)
-    }
+    assert nodes[0][1:3] == (f"{name}(x)[0]", pytest.approx(result[0], rel=1e-5))
+    inputs = {label: data for _, label, data, _ in nodes if label[:2] == "x["}
+    seen = 1 if name == "gelu" else 3
+    assert inputs == {f"x[{i}]": x[i] for i in range(seen)}
 
 
 def test_a_tensor_is_refused():
@@ -295,10 +223,12 @@ def test_a_tensor_is_refused():
         graph.tree(microgpt.Tensor([1.0, 2.0])[0] * 2.0)
 
 
-# --- How they look --------------------------------------------------------------------
+# --- How they look ---
 
 
 @given(st.floats(allow_nan=False), st.floats(allow_nan=False), st.text(max_size=99))
+@example(1.0, 2.0, "n" * 99)
+@example(-1e-300, -1e-300, "n" * 99)
 def test_any_numbers_and_names_fit_into_80_columns(x, y, name):
     a = Value(x)
     value = a
@@ -306,120 +236,77 @@ def test_any_numbers_and_names_fit_into_80_columns(x, y, name):
         value = Value(y, (value, a), (x, y))
     value.grad = a.grad = y
     for line in graph.tree(value, {id(a): name}).split("\n"):
-        assert len(line) <= 80 and line.isprintable()
+        assert len(line) <= 79 and line.isprintable()
 
 
 @given(st.floats(allow_nan=False))
+@example(-1 / 30000)
 def test_a_number_has_eight_characters_and_the_digits_that_fit_into_them(x):
     text = graph.number(x)
     assert len(text) <= 8
     assert float(text) == pytest.approx(x, rel=0.5) or x == 0 or math.isinf(float(text))
-    if 1e-2 <= abs(x) < 1e5:
-        assert float(text) == pytest.approx(x, rel=6e-4)
+    if 1e-2 <= x < 1e5:
+        assert float(text) == float(f"{x:.5g}")
 
 
 @given(st.text())
+@example('"\\n"')
 def test_labels_are_escaped_for_dot(name):
     value = Value(1.0)
-    [(_, label, data, _)], [] = read_dot(graph.dot(value, {id(value): name}))
-    assert re.sub(r"\\(.)", r"\1", label) == "".join(
-        c if c.isprintable() else " " for c in name
-    )
-    assert data == 1
+    [(_, label, *_)], [] = read_dot(graph.dot(value, {id(value): name}))
+    printable = "".join(c if c.isprintable() else " " for c in name)
+    assert re.sub(r"\\(.)", r"\1", label) == printable
 
 
-def test_it_prints_what_its_docstring_shows():
-    child = run("a * b + a ** 2", "a=2", "b=-3")
-    assert child.returncode == 0 and child.stderr == ""
-    assert len(child.stdout.split("\n")) == 8
-    assert child.stdout in re.sub("^    ", "", graph.__doc__, flags=re.MULTILINE)
+def test_where_the_output_has_no_guides_they_are_drawn_in_ascii(capsys):
+    graph.main([])
+    boxed = capsys.readouterr().out
+    assert "tanh" in boxed and "(above)" in boxed  # what it draws without arguments
+    in_ascii = {"PYTHONIOENCODING": "ascii"}
+    plain = works(script=program("graph"), env=in_ascii)
+    assert plain == boxed.translate(str.maketrans("│├└×", "||`x"))
+    letters = works("\u03b1 * 2", "\u03b1=1", script=program("graph"), env=in_ascii)
+    assert "\\u03b1 * 2" in letters
 
 
-def test_without_arguments_it_draws_something_with_a_shared_node():
-    child = run()
-    assert (
-        child.returncode == 0 and "tanh" in child.stdout and "(above)" in child.stdout
-    )
+@pytest.mark.parametrize("place", range(3))
+def test_an_option_may_stand_anywhere(capsys, place):
+    words = ["a * 2", "a=1"]
+    words.insert(place, "--dot")
+    assert graph.main(words) == 0
+    assert capsys.readouterr().out.startswith("digraph {")
 
 
-def test_where_the_output_has_no_guides_they_are_drawn_in_ascii():
-    boxed = run()
-    plain = run(PYTHONIOENCODING="ascii")
-    assert not boxed.stdout.isascii() and plain.stdout.isascii()
-    assert plain.stdout == boxed.stdout.translate(str.maketrans("│├└×", "||`x"))
-    letters = run("\u03b1 * 2", "\u03b1=1", PYTHONIOENCODING="ascii")
-    assert letters.returncode == 0 and "\\u03b1 * 2" in letters.stdout
+# --- What it refuses ---
 
 
-def test_options_may_stand_anywhere(capsys):
-    for args in (
-        ["--dot", "a * 2", "a=1"],
-        ["a * 2", "--dot", "a=1"],
-        ["a * 2", "a=1", "--dot"],
-    ):
-        assert graph.main(args) == 0
-        assert capsys.readouterr().out.startswith("digraph {")
+@pytest.fixture
+def refused(capsys):
+    """A function that runs the command -> the line that says what is wrong."""
+
+    def run(*words):
+        assert graph.main(list(words)) == 1
+        out, error = capsys.readouterr()
+        assert out == "" and is_one_line(error, "graph")
+        return error
+
+    return run
 
 
-# --- What it refuses ------------------------------------------------------------------
+NO_ARITHMETIC = """
+__import__('os')|a.b|a.__class__|a[0]|exp(a, b)|exp(*a)|exp(x=a)|exp()|exp(a, x=b)|
+print(a)|exp(a)(b)|(lambda: 1)()|[a for a in b]|a if b else c|a and b|not a|a < b|+a|
+a // 2|a % 2|a @ b|~a|'a'|f'{a}'|True|None|2j|...|(a := 2)|a, b|{a}|import os|
+del a|a += 1|a: int = 2|x = y = a|x, y = a|a.b = 2|a = 3|a; b|return a|
+await a|*a"""
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "__import__('os')",
-        "a.b",
-        "a.__class__",
-        "a[0]",
-        "exp(a, b)",
-        "exp(*a)",
-        "exp(x=a)",
-        "exp()",
-        "exp(a, x=b)",
-        "print(a)",
-        "exp(a)(b)",
-        "(lambda: 1)()",
-        "[a for a in b]",
-        "a if b else c",
-        "a and b",
-        "not a",
-        "a < b",
-        "+a",
-        "a // 2",
-        "a % 2",
-        "a @ b",
-        "~a",
-        "'a'",
-        "f'{a}'",
-        "True",
-        "None",
-        "2j",
-        "...",
-        "(a := 2)",
-        "a, b",
-        "{a}",
-        "import os",
-        "def f(): pass",
-        "del a",
-        "a += 1",
-        "a: int = 2",
-        "x = y = a",
-        "x, y = a",
-        "a.b = 2",
-        "a = 3",
-        "a; b",
-        "return a",
-        "await a",
-        "*a",
-    ],
-)
-def test_what_is_no_arithmetic_is_refused_in_one_line_that_names_it(text, capsys):
-    assert graph.main([text, "a=2", "b=3"]) == 1
-    out, error = capsys.readouterr()
-    named = re.fullmatch(
-        r"graph: (.*) is not (allowed here, only .*|an expression: .*)\n", error
-    )
-    assert out == "" and bare(ast.literal_eval(named[1])) in bare(text)
+@pytest.mark.parametrize("text", NO_ARITHMETIC.replace("\n", "").split("|"))
+def test_what_is_no_arithmetic_is_refused_and_named(text, refused):
+    pattern = r"graph: (.*) is not (allowed here, only .*|an expression: .*)\n"
+    named = re.fullmatch(pattern, refused(text, "a=2", "b=3"))
+    without = str.maketrans("", "", " ()")
+    assert ast.literal_eval(named[1]).translate(without) in text.translate(without)
 
 
 @pytest.mark.parametrize(
@@ -427,12 +314,8 @@ def test_what_is_no_arithmetic_is_refused_in_one_line_that_names_it(text, capsys
     [
         ("a + 9 ** 9 ** 9 ** 9", "9 ** 9 ** 9:", "large"),
         ("a + exp(1000 * a)", "exp(1000 * a):", ""),
-        ("1 + a / 0", "a / 0:", "zero"),
         ("1 + a / b", "a / b:", "zero"),
-        ("b ** 0.5", "b ** 0.5:", ""),
         ("log(-a) * 2", "log(-a):", ""),
-        ("log(b)", "log(b):", ""),
-        ("(-a) ** 0.5", "(-a) ** 0.5:", ""),
         ("a + (-8) ** 0.5", "(-8) ** 0.5:", "real"),
         ("1e200 * a * 1e200", "a * 1e+200:", "finite"),
         ("a + 1e999", "1e309:", "finite"),
@@ -450,33 +333,20 @@ def test_what_is_no_arithmetic_is_refused_in_one_line_that_names_it(text, capsys
     ],
     ids=lambda text: text[:20],
 )
-def test_what_cannot_be_computed_is_one_line_that_names_the_part(
-    text, named, problem, capsys
-):
-    assert graph.main([text, "a=2", "b=0"]) == 1
-    out, error = capsys.readouterr()
-    assert out == "" and error.startswith("graph: ") and error.count("\n") == 1
+def test_what_cannot_be_computed_is_named(text, named, problem, refused):
+    error = refused(text, "a=2", "b=0")
     assert named in error and problem in error and len(error) < 300
 
 
-@pytest.mark.parametrize(
-    "word", ["a", "a=", "=2", "a=b", "a=nan", "a=inf", "1=2", "a.b=2", "b=1"]
-)
-def test_numbers_that_are_none_are_refused(word, capsys):
-    assert graph.main(["a * b", "b=1", word]) == 1
-    out, error = capsys.readouterr()
-    assert out == "" and error.count("\n") == 1 and repr(word) in error
+@pytest.mark.parametrize("word", "a a= =2 a=b a=nan a=inf 1=2 a.b=2 b=1".split())
+def test_what_is_not_a_name_and_its_number_is_refused(word, refused):
+    assert repr(word) in refused("a * b", "b=1", word)
 
 
-def test_an_expression_or_a_layer_but_not_both(capsys):
-    assert graph.main(["a", "a=1", "--layer", "gelu"]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
-    with pytest.raises(SystemExit) as exit:
-        graph.main(["--layer", "attention"])
-    assert exit.value.code == 2
+def test_an_expression_or_a_layer_but_not_both(refused):
+    refused("a", "a=1", "--layer", "gelu")
 
 
-@settings(max_examples=200)
 @given(st.text(st.sampled_from("ab()+-*/.,=;:' \n1e9xpl\\\"#[]{}"), max_size=12))
 def test_any_text_is_drawn_or_refused(text):
     try:
@@ -485,5 +355,5 @@ def test_any_text_is_drawn_or_refused(text):
         assert len(str(error).split("\n")) == 1
     else:
         value.backward()
-        read_tree(graph.tree(value))
+        read_tree(graph.tree(value, names))
         read_dot(graph.dot(value, names))

@@ -1,7 +1,7 @@
 """Write golden.json, what PyTorch makes of two small GPT-2s, for test_golden.py.
 
     pip install torch
-    python tests/make_golden.py [golden.json]
+    python tests/parity/make_golden.py [golden.json]
 
 This is GPT-2's definition in torch.nn.functional, in float64, and shares no code with
 microgpt. For two shapes, random parameters (gains and biases too) and a few windows it
@@ -10,44 +10,21 @@ torch.optim.AdamW with clipping.
 """
 
 import json
-import os
 import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+NAMES = "vocab_size block_size n_layer n_head n_embd seed limit windows".split()
 CASES = [
     # A single document that fills the block.
-    {
-        "vocab_size": 11,
-        "block_size": 8,
-        "n_layer": 2,
-        "n_head": 2,
-        "n_embd": 8,
-        "seed": 1,
-        "limit": 2.5,
-        "windows": [[10, 3, 1, 4, 1, 5, 9, 2, 6]],
-    },
+    [11, 8, 2, 2, 8, 1, 2.5, [[10, 3, 1, 4, 1, 5, 9, 2, 6]]],
     # Several documents of different lengths: none may look into another.
-    {
-        "vocab_size": 7,
-        "block_size": 5,
-        "n_layer": 1,
-        "n_head": 3,
-        "n_embd": 6,
-        "seed": 2,
-        "limit": 1.25,
-        "windows": [[6, 0, 2, 6], [6, 5], [6, 1, 1, 3, 4, 2], [2, 4, 6]],
-    },
+    [7, 5, 1, 3, 6, 2, 1.25, [[6, 0, 2, 6], [6, 5], [6, 1, 1, 3, 4, 2], [2, 4, 6]]],
 ]
-OPTIMIZER = {
-    "lr": 0.05,
-    "beta1": 0.9,
-    "beta2": 0.99,
-    "eps": 1e-8,
-    "weight_decay": 0.1,
-    "steps": 3,
-}
+OPTIMIZER = {"lr": 0.05, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
+OPTIMIZER.update(weight_decay=0.1, steps=3)
 
 
 def random_parameters(case):
@@ -56,7 +33,6 @@ def random_parameters(case):
     Weights are [n_out, n_in].
     """
     width = case["n_embd"]
-    rng = torch.Generator().manual_seed(case["seed"])
     shapes = {
         "wte.weight": [case["vocab_size"], width],
         "wpe.weight": [case["block_size"], width],
@@ -73,6 +49,7 @@ def random_parameters(case):
             shapes[f"h.{layer}.{name}.weight"] = shape
             shapes[f"h.{layer}.{name}.bias"] = shape[:1]
     shapes["ln_f.weight"] = shapes["ln_f.bias"] = [width]
+    rng = torch.Generator().manual_seed(case["seed"])
     params = {}
     for name, shape in shapes.items():
         gain = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0
@@ -88,13 +65,10 @@ def forward(case, params, tokens):
     n = len(tokens)
 
     def norm(x, name):
-        """The layer norm of this name."""
-        gain = params[f"{name}.weight"]
-        bias = params[f"{name}.bias"]
+        gain, bias = params[f"{name}.weight"], params[f"{name}.bias"]
         return F.layer_norm(x, [width], gain, bias, 1e-5)
 
     def linear(x, name):
-        """The linear layer of this name."""
         return F.linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
 
     def by_head(x):
@@ -118,36 +92,20 @@ def forward(case, params, tokens):
 
 def logits_and_loss(case, params):
     """All rows of logits, and the mean loss over all predictions of all windows."""
-    rows = []
-    targets = []
-    for window in case["windows"]:
-        rows.append(forward(case, params, window[:-1]))
-        targets.extend(window[1:])
-    logits = torch.cat(rows)
-    return logits, F.cross_entropy(logits, torch.tensor(targets))
-
-
-def numbers(tensors):
-    """A dict of tensors -> a dict of lists."""
-    return {name: tensor.tolist() for name, tensor in tensors.items()}
+    logits = torch.cat([forward(case, params, w[:-1]) for w in case["windows"]])
+    targets = torch.cat([torch.tensor(w[1:]) for w in case["windows"]])
+    return logits, F.cross_entropy(logits, targets)
 
 
 def make_optimizer(params):
     """PyTorch's AdamW, which lets only the weights of linear layers decay."""
-    decayed = []
-    others = []
+    groups = [{"params": [], "weight_decay": OPTIMIZER["weight_decay"]}]
+    groups += [{"params": [], "weight_decay": 0.0}]
     for name, p in params.items():
         is_linear = ".c_" in name and name.endswith("weight")
-        (decayed if is_linear else others).append(p)
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": OPTIMIZER["weight_decay"]},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=OPTIMIZER["lr"],
-        betas=(OPTIMIZER["beta1"], OPTIMIZER["beta2"]),
-        eps=OPTIMIZER["eps"],
-    )
+        groups[0 if is_linear else 1]["params"].append(p)
+    betas = (OPTIMIZER["beta1"], OPTIMIZER["beta2"])
+    return torch.optim.AdamW(groups, OPTIMIZER["lr"], betas, OPTIMIZER["eps"])
 
 
 def clip(params, limit):
@@ -165,39 +123,28 @@ def clip(params, limit):
 def solve(case):
     """Everything that golden.json has on a case."""
     params = random_parameters(case)
-    answer = {
-        **case,
-        "optimizer": OPTIMIZER,
-        "params": numbers(params),
-        "losses": [],
-        "factors": [],
-    }
+    before = {name: p.tolist() for name, p in params.items()}
+    answer = {**case, "optimizer": OPTIMIZER, "params": before}
+    answer.update(losses=[], factors=[])
     optimizer = make_optimizer(params)
     for step in range(OPTIMIZER["steps"]):
         optimizer.zero_grad()
         logits, loss = logits_and_loss(case, params)
         loss.backward()
         if step == 0:
-            answer["logits"] = logits.tolist()
-            answer["loss"] = loss.item()
-            answer["gradients"] = numbers({name: p.grad for name, p in params.items()})
+            gradients = {name: p.grad.tolist() for name, p in params.items()}
+            answer.update(logits=logits.tolist(), loss=loss.item(), gradients=gradients)
         answer["losses"].append(loss.item())
         answer["factors"].append(clip(params, case["limit"]))
         optimizer.step()
-    answer["trained"] = numbers(params)
+    answer["trained"] = {name: p.tolist() for name, p in params.items()}
     return answer
 
 
-def main():
-    """Write the file named on the command line, or golden.json beside this script."""
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden.json")
-    if len(sys.argv) > 1:
-        path = sys.argv[1]
-    answers = [solve(case) for case in CASES]
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(answers, file, separators=(",", ":"))
-        file.write("\n")
-
-
 if __name__ == "__main__":
-    main()
+    path = (
+        Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).with_name("golden.json")
+    )
+    answers = [solve(dict(zip(NAMES, case))) for case in CASES]
+    text = json.dumps(answers, separators=(",", ":"))
+    path.write_text(text + "\n", encoding="utf-8")

@@ -6,31 +6,13 @@ Both then compute the same.
 import copy
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the import: all that is tested is local
-
 import pytest
+from helpers import close, flat, shaken
 
 import microgpt
-from microgpt import (
-    GPT,
-    AdamW,
-    BPETokenizer,
-    CharTokenizer,
-    Config,
-    Sampling,
-    TensorEngine,
-    TrainConfig,
-    Trainer,
-    cut_windows,
-    evaluate,
-    load_model,
-    load_tokenizer,
-    parameter_shapes,
-    save_model,
-    save_training,
-    stream,
-)
+from microgpt import END, GPT, Config, load_model, load_tokenizer, save_model
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the import: all that is tested is local
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -40,227 +22,136 @@ from transformers import (  # noqa: E402
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
-    GPT2Model,
-    GPT2Tokenizer,
-    GPT2TokenizerFast,
 )
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 FOUR = transformers.__version__.startswith("4.")
-END = "<|endoftext|>"
-DOCUMENTS = [
-    "a low lower lowest tower",
-    "a slow slower snow, and so on",
-    "  who?  Café Noël! ",
-    "it's 'n' we'll 👩\u200d👧 🙂🙂 naïve ...",
-    "x_1 = 25½ . , ; y",
-    "天地玄黃 いろは",
-    "e\u0301\t\u200b",
-]
-TEXTS = [
-    *DOCUMENTS,
-    "",
-    " ",
-    "  ",
-    " a",
-    "a ",
-    "  a  ",
-    "a  b",
-    "a   low",
-    "no .",
-    "so , on ?",
-    "!",
-    "wow ! n't 's",
-    END,
-    END + END,
-    f"{END}a low",
-    f"a {END} b",
-    f"a{END}  b{END}",
-    "é",
-    "🙂",
-    " 🙂 ",
-    "we 'll do n't",
-    "<|endo",
-    "|>",
-    "a\tb",
-    " \t ",
-    "½ 1½",
-    "snow天 地",
-    "'S we'LL",
-]
+DOCUMENTS = """
+a low lower lowest tower
+a slow slower snow, and so on
+  who?  Café Noël!
+it's 'n' we'll 👩\u200d👧 🙂🙂 naïve ...
+x_1 = 25½ . , ; y
+天地玄黃 いろは
+e\u0301\t\u200b
+""".strip().split("\n")
+TEXTS = [*DOCUMENTS, END, END + END, f"{END}a low", f"a {END} b", f"a{END}  b{END}"]
+TEXTS += "| |  | a|a |  a  |a  b|a   low|no .|so , on ?|!|wow ! n't 's|é|🙂".split("|")
+TEXTS += " 🙂 |we 'll do n't|a\tb| \t |½ 1½|snow天 地|'S we'LL".split("|")
+TEXTS += ["<|endo", "|>"]
 SHAPES = [(8, 1, 1, 4), (16, 2, 2, 8), (12, 3, 3, 6), (24, 1, 4, 16), (9, 2, 1, 5)]
 TOKENIZERS = {
-    "char": CharTokenizer(text.replace(END, "") for text in TEXTS),
-    "bpe": BPETokenizer.train(DOCUMENTS, 300),
+    "char": microgpt.CharTokenizer(text.replace(END, "") for text in TEXTS),
+    "bpe": microgpt.BPETokenizer.train(DOCUMENTS, 300),
 }
-
-
-def close(a, b, relative):
-    """Are these logits the same to a relative error, that of the largest?"""
-    a, b = (
-        x if torch.is_tensor(x) else torch.tensor(x, dtype=torch.float64)
-        for x in (a, b)
-    )
-    return a.shape == b.shape and (a - b).abs().max() <= relative * b.abs().max()
-
-
-def logits_there(model, ids):
-    with torch.no_grad():
-        return model.eval()(torch.tensor([ids])).logits[0].double()
-
-
-def greedy_there(model, inputs, n, end):
-    ids = model.eval().generate(
-        **inputs, do_sample=False, max_new_tokens=n, pad_token_id=end
-    )[0]
-    ids = ids[inputs["input_ids"].shape[1] :].tolist()
-    return ids[: ids.index(end)] if end in ids else ids
-
-
-def greedy_here(model, ids, n, end):
-    return list(stream(model, ids, Sampling(temperature=0), end=end, max_tokens=n))
-
-
-def inputs_of(ids):
-    return {
-        "input_ids": torch.tensor([ids]),
-        "attention_mask": torch.ones(1, len(ids)).long(),
-    }
+every_tokenizer = pytest.mark.parametrize("ours", TOKENIZERS.values(), ids=TOKENIZERS)
 
 
 def some_ids(n, vocab_size):
-    return torch.randint(
-        vocab_size, (n,), generator=torch.Generator().manual_seed(n)
-    ).tolist()
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(vocab_size, (n,), generator=generator).tolist()
 
 
-# --- ours, opened there ---------------------------------------------------------------
+def assert_same_logits(ours, theirs, ids, relative=1e-9):
+    """The error is relative to the largest logit."""
+    with torch.no_grad():
+        there = theirs.eval()(torch.tensor([ids])).logits[0].double()
+    here = torch.tensor(ours(ids), dtype=torch.float64)
+    assert here.shape == there.shape
+    assert (here - there).abs().max() <= relative * there.abs().max()
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
+def assert_writes_the_same(ours, theirs, ids, end, n=20):
+    """n tokens, the likeliest each time, or fewer if the end comes before."""
+    n = min(n, ours.config.block_size - len(ids))
+    likeliest = microgpt.Sampling(temperature=0)
+    here = list(microgpt.stream(ours, ids, likeliest, end=end, max_tokens=n))
+    options = {"do_sample": False, "max_new_tokens": n, "pad_token_id": end}
+    tokens = torch.tensor([ids])
+    mask = torch.ones_like(tokens)
+    there = theirs.eval().generate(tokens, attention_mask=mask, **options)[0].tolist()
+    there = there[len(ids) :]
+    assert here == (there[: there.index(end)] if end in there else there)
+    return here
+
+
+# --- ours, opened there ---
+
+
+@every_tokenizer
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_our_model_computes_the_same_there(tmp_path, shape, kind):
-    tokenizer = TOKENIZERS[kind]
-    model = GPT(Config(tokenizer.vocab_size, *shape), seed=1)
-    step(model)
-    save_model(model, tmp_path, tokenizer)
-    theirs, info = GPT2LMHeadModel.from_pretrained(
+def test_our_model_computes_and_writes_the_same_there(tmp_path, shape, ours):
+    model = shaken(GPT(Config(ours.vocab_size, *shape), seed=1))
+    save_model(model, tmp_path, ours)
+    theirs, info = AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=torch.float64, output_loading_info=True
     )
+    assert type(theirs) is GPT2LMHeadModel and theirs.dtype == torch.float64
     assert not any(info.values()), info
-    assert theirs.dtype == torch.float64
-    for n in (1, 2, shape[0]):
-        ids = some_ids(n, tokenizer.vocab_size)
-        assert close(model(ids), logits_there(theirs, ids), 1e-9)
-
-
-def step(model):
-    """One step of training, so that no biases are 0 and no gains 1."""
-    size = model.config.vocab_size
-    batch = [some_ids(min(n, model.config.block_size + 1), size) for n in (2, 5, 9)]
-    _, gradients = TensorEngine().gradients(model, batch)
-    AdamW(model.params).step(gradients, 0.05)
-
-
-def test_every_parameter_there_is_ours(tmp_path):
-    model = GPT(Config(7, *SHAPES[2]), seed=2)
-    step(model)
-    save_model(model, tmp_path)
-    theirs = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float64)
-    found = {name[len("transformer.") :]: x for name, x in theirs.named_parameters()}
-    assert found.keys() == parameter_shapes(model.config).keys()
-    for name, x in model.params.items():
-        ours = torch.tensor(x, dtype=torch.float64)
-        linear = ".c_" in name and name.endswith("weight")
-        assert torch.equal(found[name], ours.T if linear else ours)
     assert theirs.lm_head.weight is theirs.transformer.wte.weight
+    found = dict(theirs.transformer.named_parameters())
+    assert found.keys() == model.params.keys()
+    for name, x in model.params.items():
+        there = found[name].T if microgpt.is_linear_weight(name) else found[name]
+        assert there.tolist() == x
+    for n in (1, 2, shape[0]):
+        assert_same_logits(model, theirs, some_ids(n, ours.vocab_size))
+    assert_writes_the_same(model, theirs, ours.encode(f"{END}a l"), ours.end)
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_our_tokenizer_gives_the_same_ids_and_text_there(tmp_path, kind):
-    ours = TOKENIZERS[kind]
+@every_tokenizer
+def test_our_tokenizer_gives_the_same_ids_and_text_there(tmp_path, ours):
     save_model(GPT(Config(ours.vocab_size, *SHAPES[0])), tmp_path, ours)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    assert len(theirs) == ours.vocab_size
-    assert theirs.get_vocab() == ours.vocab
+    assert len(theirs) == ours.vocab_size and theirs.get_vocab() == ours.vocab
     for text in TEXTS:
         found = theirs(text)
         assert set(found) == {"input_ids", "attention_mask"}  # and no token_type_ids
-        assert found["input_ids"] == ours.encode(text)
-        assert (
-            theirs.decode(found["input_ids"]) == ours.decode(found["input_ids"]) == text
-        )
-    several = theirs(["a low", "a"])
-    assert several["input_ids"] == [ours.encode("a low"), ours.encode("a")]
+        ids = ours.encode(text)
+        assert found["input_ids"] == ids
+        assert theirs.decode(ids) == ours.decode(ids) == text
+    several = theirs(["a low", "a"])["input_ids"]
+    assert several == [ours.encode("a low"), ours.encode("a")]
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_our_end_is_begin_and_end_there(tmp_path, kind):
-    ours = TOKENIZERS[kind]
+@every_tokenizer
+def test_our_end_is_begin_and_end_there(tmp_path, ours):
     save_model(GPT(Config(ours.vocab_size, *SHAPES[0])), tmp_path, ours)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert type(model) is GPT2LMHeadModel
     for holder in (tokenizer, model.config, model.generation_config):
-        assert (holder.bos_token_id, holder.eos_token_id) == (ours.end, ours.end)
+        assert holder.bos_token_id == holder.eos_token_id == ours.end
     assert tokenizer.bos_token == tokenizer.eos_token == END
     assert tokenizer.all_special_ids == [ours.end]
-    text = tokenizer.decode(ours.encode(f"{END}a low{END}"), skip_special_tokens=True)
-    assert text == "a low"
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-@pytest.mark.parametrize("seed", range(3))
-def test_our_model_writes_the_same_there(tmp_path, kind, seed):
-    ours = TOKENIZERS[kind]
-    model = GPT(Config(ours.vocab_size, 24, 2, 2, 8), seed=seed)
-    save_model(model, tmp_path, ours)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float64")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    prompt = f"{END}a l"
-    inputs = tokenizer(prompt, return_tensors="pt")
-    ids = ours.encode(prompt)
-    assert inputs["input_ids"].tolist() == [ids]
-    n = 24 - len(ids)
-    written = greedy_here(model, ids, n, ours.end)
-    assert greedy_there(theirs, inputs, n, ours.end) == written
-    assert tokenizer.decode(written) == ours.decode(written)
+    ids = ours.encode(f"{END}a low{END}")
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "a low"
 
 
 def test_our_trained_model_has_the_same_loss_there_and_writes_the_same(tmp_path):
     documents = ["ada likes bob", "bob likes cleo", "cleo likes ada"]
-    ours = CharTokenizer(documents)
-    trainer = Trainer(
-        GPT(Config(ours.vocab_size, 20, 1, 2, 8)),
-        ours,
-        documents,
-        TrainConfig(steps=60, weight_decay=0.1, lr=0.03, val_fraction=0),
-    )
-    losses = [step.loss for step in trainer]
-    assert losses[-1] < 0.5 * losses[0]
-    save_training(trainer, tmp_path)  # what is only for us is not in the way there
+    ours = microgpt.CharTokenizer(documents)
+    model = GPT(Config(ours.vocab_size, 20, 1, 2, 8))
+    options = microgpt.TrainConfig(steps=60, weight_decay=0.1, lr=0.03, val_fraction=0)
+    trainer = microgpt.Trainer(model, ours, documents, options)
+    assert len(list(trainer)) == 60
+    microgpt.save_training(trainer, tmp_path)  # what is only for us is not in the way
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     for document in documents:
-        (window,) = cut_windows(document, ours, 20)
-        ids = tokenizer(END + document + END, return_tensors="pt")["input_ids"]
-        assert ids.tolist() == [window]
-        here = evaluate(trainer.model, [window])
-        there = theirs.eval()(ids, labels=ids)
-        assert there.loss.item() == pytest.approx(
-            here, rel=1e-6
-        )  # which is in 4-byte numbers
+        window = ours.encode(END + document + END)
+        ids = torch.tensor([window])
+        expected = microgpt.evaluate(model, [window])
+        with torch.no_grad():
+            there = theirs.eval()(ids, labels=ids)
+        assert flat(there.loss) == close(expected, 1e-6)  # computed in 4-byte numbers
         loss = torch.nn.functional.cross_entropy(there.logits[0, :-1], ids[0, 1:])
-        assert loss.item() == pytest.approx(here, rel=1e-9)
-        prompt = window[:3]
-        written = greedy_here(trainer.model, prompt, 17, ours.end)
-        assert greedy_there(theirs, inputs_of(prompt), 17, ours.end) == written
+        assert flat(loss) == close(expected, 1e-9)
+        written = assert_writes_the_same(model, theirs, window[:3], ours.end)
         assert len(set(written)) > 3
 
 
-# --- theirs, opened here --------------------------------------------------------------
+# --- theirs, opened here ---
 
 
 @pytest.fixture(scope="module")
@@ -268,169 +159,117 @@ def trained_there(tmp_path_factory):
     """A folder with the vocab.json and merges.txt of a tokenizer trained there."""
     folder = tmp_path_factory.mktemp("trained")
     tokenizer = tokenizers.ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(
-        DOCUMENTS * 2, vocab_size=290, special_tokens=[END], show_progress=False
-    )
+    options = {"special_tokens": [END], "show_progress": False}
+    tokenizer.train_from_iterator(DOCUMENTS * 2, 290, **options)
     tokenizer.save_model(str(folder))
     return folder
 
 
-def fast_tokenizer(folder):
-    return (
-        GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
-        if FOUR
-        else GPT2TokenizerFast.from_pretrained(folder)
-    )
+def open_tokenizer(folder, kind="GPT2TokenizerFast"):
+    kind = getattr(transformers, kind)
+    if FOUR:
+        return kind(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    return kind.from_pretrained(folder)
 
 
-def slow_tokenizer(folder):
-    return GPT2Tokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-
-
-def their_model(shape, kind=GPT2LMHeadModel, vocab_size=290):
+def their_model(shape, **options):
     """A model with random numbers in it everywhere, large enough for a varied text."""
     torch.manual_seed(sum(shape))
-    block_size, n_layer, n_head, n_embd = shape
-    model = kind(
-        GPT2Config(
-            vocab_size=vocab_size,
-            n_positions=block_size,
-            n_layer=n_layer,
-            n_head=n_head,
-            n_embd=n_embd,
-            bos_token_id=0,
-            eos_token_id=0,
-            initializer_range=0.5,
-        )
-    )
+    names = ("n_positions", "n_layer", "n_head", "n_embd")
+    options = {"vocab_size": 290, "bos_token_id": 0, "eos_token_id": 0, **options}
+    config = GPT2Config(**dict(zip(names, shape)), initializer_range=0.5, **options)
+    model = GPT2LMHeadModel(config)
     with torch.no_grad():
         for x in model.parameters():
             if x.dim() == 1:
                 x += 0.3 * torch.randn_like(x)
-        (model if kind is GPT2Model else model.transformer).wpe.weight *= 4
+        model.transformer.wpe.weight *= 4
     return model.eval()
 
 
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float64": torch.float64,
-}
-
-
 @pytest.mark.parametrize("compact", [False, True], ids=["lists", "arrays"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "shape", [(24, 1, 2, 8), (32, 2, 4, 16), (24, 3, 1, 5)], ids=str
-)
+@pytest.mark.parametrize("dtype", "float32 float16 bfloat16 float64".split())
+@pytest.mark.parametrize("shape", [(24, 1, 2, 8), (32, 2, 4, 16), (24, 3, 1, 5)])
 def test_their_model_computes_and_writes_the_same_here(
     tmp_path, monkeypatch, trained_there, shape, dtype, compact
 ):
-    theirs = their_model(shape).to(DTYPES[dtype])
-    tokenizer = fast_tokenizer(trained_there)
+    theirs = their_model(shape).to(getattr(torch, dtype))
     theirs.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    open_tokenizer(trained_there).save_pretrained(tmp_path)
     if compact:
-        monkeypatch.setattr(microgpt, "MOST_PARAMETERS", 1)
+        monkeypatch.setattr(microgpt, "MOST_PARAMETERS", 1)  # so it counts as large
     ours = load_model(tmp_path)
-    rows = list if not compact else microgpt.array
-    assert {
-        type(x if name.endswith("bias") else x[0])
-        for name, x in ours.params.items()
-        if "ln_" not in name
-    } == {rows}
-    exact = (
-        1e-9 if not compact or dtype != "float64" else 1e-5
-    )  # arrays have 4-byte numbers
-    ids = some_ids(shape[0], 290)
-    if dtype == "float32":  # computed there in 4-byte numbers
-        assert close(ours(ids), logits_there(theirs, ids), 1e-5)
-    precise = copy.deepcopy(
-        theirs
-    ).double()  # the same rounded numbers, computed in 8 bytes
-    assert close(ours(ids), logits_there(precise, ids), exact)
-
+    row = ours.params["wte.weight"][0]
+    assert isinstance(row, microgpt.array if compact else list)
     end = load_tokenizer(tmp_path).end
-    assert end == tokenizer.eos_token_id == 0
-    for start in (ids[:3], [end]):
-        written = greedy_here(ours, start, 20, end)
-        assert greedy_there(precise, inputs_of(start), 20, end) == written
-        if dtype == "float32":
-            assert greedy_there(theirs, inputs_of(start), 20, end) == written
-    assert len(set(greedy_here(ours, ids[:1], 20, -1))) > 3
+    assert end == 0
+    ids = some_ids(shape[0], 290)
+    models = {copy.deepcopy(theirs).double(): 1e-9}  # the same numbers, computed finely
+    if compact and dtype == "float64":
+        models = {copy.deepcopy(theirs).double(): 1e-5}  # arrays have 4-byte numbers
+    if dtype == "float32":
+        models[theirs] = 1e-5
+    for model, tolerance in models.items():
+        assert_same_logits(ours, model, ids, tolerance)
+        assert_writes_the_same(ours, model, [end], end)
+        assert len(set(assert_writes_the_same(ours, model, ids[:3], end))) > 3
 
 
-@pytest.mark.parametrize("make", [fast_tokenizer] + [slow_tokenizer] * FOUR)
+@pytest.mark.parametrize("kind", ["GPT2TokenizerFast"] + ["GPT2Tokenizer"] * FOUR)
 def test_their_tokenizer_gives_the_same_ids_and_text_here(
-    tmp_path, trained_there, make
+    tmp_path, trained_there, kind
 ):
-    theirs = make(trained_there)
+    theirs = open_tokenizer(trained_there, kind)
     theirs.save_pretrained(tmp_path)
-    if make is slow_tokenizer:
-        assert not (tmp_path / "tokenizer.json").exists()
-    their_model(SHAPES[0]).save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").exists() == (kind == "GPT2TokenizerFast")
     ours = load_tokenizer(tmp_path)
     assert ours.vocab == theirs.get_vocab() and ours.end == theirs.eos_token_id
     for text in TEXTS:
-        ids = theirs(text)["input_ids"]
-        assert ours.encode(text) == ids
-        assert (
-            ours.decode(ids)
-            == text
-            == theirs.decode(ids, clean_up_tokenization_spaces=False)
-        )
+        ids = ours.encode(text)
+        assert theirs(text)["input_ids"] == ids
+        there = theirs.decode(ids, clean_up_tokenization_spaces=False)
+        assert ours.decode(ids) == there == text
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_their_model_without_a_head_has_the_same_parameters(tmp_path, dtype):
-    with_head = their_model(SHAPES[1]).to(DTYPES[dtype])
-    with_head.save_pretrained(tmp_path / "with")
-    with_head.transformer.save_pretrained(tmp_path / "without")
-    ours = load_model(tmp_path / "without")
-    assert (
-        ours.config == load_model(tmp_path / "with").config == Config(290, *SHAPES[1])
-    )
-    assert ours.params == load_model(tmp_path / "with").params
-    alone = their_model(SHAPES[1], GPT2Model)
-    alone.save_pretrained(tmp_path / "alone")
-    assert (
-        load_model(tmp_path / "alone").params["wte.weight"] == alone.wte.weight.tolist()
-    )
+    theirs = their_model(SHAPES[1]).to(getattr(torch, dtype))
+    theirs.save_pretrained(tmp_path / "with")
+    theirs.transformer.save_pretrained(tmp_path / "without")
+    models = [load_model(tmp_path / name) for name in ("with", "without")]
+    assert models[0].config == models[1].config == Config(290, *SHAPES[1])
+    assert models[0].params == models[1].params
+    table = theirs.transformer.wte.weight
+    assert models[1].params["wte.weight"] == table.tolist()
 
 
 def test_what_went_there_and_back_is_what_it_was(tmp_path):
     ours = TOKENIZERS["bpe"]
-    model = GPT(Config(ours.vocab_size, *SHAPES[1]), seed=3)
-    step(model)
+    model = shaken(GPT(Config(ours.vocab_size, *SHAPES[1]), seed=3))
     save_model(model, tmp_path / "ours", ours)
+    there = tmp_path / "theirs"
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype="float64")
-    theirs.save_pretrained(tmp_path / "theirs")
-    AutoTokenizer.from_pretrained(tmp_path / "ours").save_pretrained(
-        tmp_path / "theirs"
-    )
-    back = load_model(tmp_path / "theirs")
-    tokenizer = load_tokenizer(tmp_path / "theirs")
+    theirs.save_pretrained(there)
+    AutoTokenizer.from_pretrained(tmp_path / "ours").save_pretrained(there)
+    back = load_model(there)
     assert repr((back.config, back.params)) == repr((model.config, model.params))
+    tokenizer = load_tokenizer(there)
     assert tokenizer.vocab == ours.vocab and tokenizer.end == ours.end
-    assert [tokenizer.encode(text) for text in TEXTS] == [
-        ours.encode(text) for text in TEXTS
-    ]
+    for text in TEXTS:
+        assert tokenizer.encode(text) == ours.encode(text)
 
 
-def test_their_model_of_another_kind_is_refused(tmp_path):
-    for n, change in enumerate(
-        [
-            {"activation_function": "gelu"},
-            {"layer_norm_epsilon": 1e-6},
-            {"n_inner": 7},
-            {"scale_attn_weights": False},
-            {"tie_word_embeddings": False},
-        ]
-    ):
-        config = GPT2Config(
-            vocab_size=5, n_positions=4, n_layer=1, n_head=1, n_embd=4, **change
-        )
-        GPT2LMHeadModel(config).save_pretrained(tmp_path / str(n))
-        with pytest.raises(ValueError, match=next(iter(change))):
-            load_model(tmp_path / str(n))
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("activation_function", "gelu"),
+        ("layer_norm_epsilon", 1e-6),
+        ("n_inner", 7),
+        ("scale_attn_weights", False),
+        ("tie_word_embeddings", False),
+    ],
+)
+def test_their_model_of_another_kind_is_refused(tmp_path, name, value):
+    their_model(SHAPES[0], **{name: value}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=name):
+        load_model(tmp_path)

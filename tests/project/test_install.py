@@ -155,7 +155,10 @@ def test_python_2_shows_that_line_since_it_is_the_first_that_it_cannot_read():
 @pytest.mark.parametrize("name", ["python2.7", "python3.6", "python3.7", "python3.8"])
 def test_real_old_pythons_show_that_line(name):
     python = shutil.which(name)
-    if python is None:
+    if (
+        python is None
+        or subprocess.run([python, "-c", ""], stderr=subprocess.DEVNULL).returncode
+    ):
         pytest.skip(f"there is no {name}")
     child = subprocess.run([python, SCRIPT], stderr=subprocess.PIPE, encoding="utf-8")
     assert child.returncode == 1 and NEEDS in child.stderr
