@@ -46,8 +46,10 @@ LEFT_OUT = {  # they are slow, or about other things than what microgpt.py compu
 }
 
 # A place in the program, in bytes, and what to write there. `name` says the same in
-# words, "softmax: m - x -> m + x", and stays as long as the function does.
+# words: the function, the lines as they are and as they become.
 Change = namedtuple("Change", "chapter line name start end text")
+
+EITHER = {"min", "max", "dot", "add"}  # it makes no difference which argument is first
 
 OPERATORS = {
     ast.Add: ast.Sub,
@@ -103,7 +105,8 @@ def variants(node):
         elif isinstance(node.value, float):
             yield changed(node, value=node.value * 1.5 or 1.0)
     elif isinstance(node, ast.Return) and node.value is not None:
-        yield changed(node, value=None)
+        if ast.unparse(node.value) != "None":
+            yield changed(node, value=None)
     elif isinstance(node, (ast.Raise, ast.Break, ast.Continue)):
         yield ast.Pass()
     elif isinstance(node, ast.Expr):
@@ -116,7 +119,7 @@ def variants(node):
         for i in range(len(node.keywords)):
             yield changed(node, keywords=without(node.keywords, i))
         starred = any(isinstance(x, ast.Starred) for x in node.args)
-        if len(node.args) == 2 and not starred:
+        if len(node.args) == 2 and not starred and ast.unparse(node.func) not in EITHER:
             yield changed(node, args=node.args[::-1])
 
 
@@ -131,9 +134,8 @@ def in_order(tree, function="the file"):
         yield from in_order(child, name)
 
 
-def one_line(text, limit=100):
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def one_line(text):
+    return " ".join(text.split())
 
 
 def chapters_by_line(lines):
@@ -161,11 +163,15 @@ def all_changes(source):
         start = starts[node.lineno] + node.col_offset
         end = starts[last.end_lineno] + last.end_col_offset
         old = source[start:end].decode()
+        before = source[starts[node.lineno] : start].decode()
+        after = source[end : starts[last.end_lineno + 1]].decode()
         if last is node and not says(old, node):
             continue  # before Python 3.12, places in an f-string are wrong
         for other in variants(node):
             new = written(other, old)
-            name = f"{function}: {one_line(old)} -> {one_line(new)}"
+            old_lines = one_line(before + old + after)
+            new_lines = one_line(before + new + after)
+            name = f"{function}: {old_lines} -> {new_lines}"
             chapter = chapters[node.lineno]
             change = Change(chapter, node.lineno, name, start, end, new.encode())
             changes.append(change)
