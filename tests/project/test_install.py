@@ -90,11 +90,19 @@ def test_for_one_user(archives, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--target", "--prefix", "--root"])
-def test_into_a_folder(option, archives, tmp_path):
-    install(option, tmp_path / "folder", archives["wheel"])
+@pytest.mark.parametrize("python", [sys.executable, "/usr/bin/python3"])
+def test_into_a_folder(option, python, archives, tmp_path):
+    """The second is Debian's own Python, which has folders of its own."""
+    new_enough = "import sys; sys.exit(sys.version_info < (3, 9))"
+    if (
+        not os.path.exists(python)
+        or subprocess.run([python, "-c", new_enough]).returncode
+    ):
+        pytest.skip(f"{python} is not there, or too old")
+    install(option, tmp_path / "folder", archives["wheel"], python=python)
     (path,) = (tmp_path / "folder").rglob("microgpt.py")
     env = {**ENV, "PYTHONPATH": str(path.parent)}
-    finds_what_it_needs(sys.executable, "-m", "microgpt", cwd=tmp_path, env=env)
+    finds_what_it_needs(python, "-m", "microgpt", cwd=tmp_path, env=env)
 
 
 # --- started --------------------------------------------------------------------------
