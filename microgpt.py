@@ -3154,7 +3154,8 @@ def train_command(argv, engine=None, start=None):
     """usage: python microgpt.py [train] [FILE] [options]
 
     Train on a text file, one document per line, then write samples. Without FILE,
-    train on the bundled names. Ctrl-C ends the training early. Other commands:
+    train on the bundled names, for about ten seconds. Ctrl-C ends training early.
+    Other commands:
       python microgpt.py sample DIR [options]    write with a saved model
       python microgpt.py tokenize DIR TEXT       show the tokens of a text
       python microgpt.py explain DIR TEXT...     show how likely each token is
@@ -3581,7 +3582,7 @@ CachedGPT attention_with_past Sampling stream generate
 BPETokenizer learn_merges
 save_model load_model read_model load_tokenizer save_training load_training
 write_tensors read_tensors parameter_count
-Scored score baselines reading
+Scored score baselines reading mean
 load_documents main make_parser refuse MOST_PARAMETERS
 """.split()
 

@@ -271,24 +271,24 @@ def draw_head(axes, labels, weights, shades):
     axes.spines[:].set_visible(False)
 
 
-def draw_embedding(tokens, points, shares, most=200):
-    """Each token at its place, or beside it where it would cover another.
+def to_draw(tokens, most=200):
+    """Which tokens to draw: those that can be read, or about `most` of them -> ids."""
+    readable = []
+    for i, token in enumerate(tokens):
+        if token.isprintable() and "\ufffd" not in token:
+            readable.append(i)
+    every = math.ceil(len(readable) / most)
+    return readable[::-every]  # from the end, because the last is <|endoftext|>
 
-    Unreadable tokens are left out. If there are too many, about `most` are drawn.
-    """
+
+def draw_embedding(tokens, points, shares):
+    """Each token at its place, or beside it where it would cover another."""
     figure = new_figure(8, 4.2)
     axes = figure.subplots()
     axes.scatter(*zip(*points), s=0)  # invisible, but it sets the limits
-    shown = []
-    for i, token in enumerate(tokens):
-        if token.isprintable() and "\ufffd" not in token:
-            shown.append(i)
-    every = math.ceil(len(shown) / most)
-    shown = shown[::-every]  # from the end, because the last is <|endoftext|>
     width, height = [max(column) - min(column) for column in zip(*points)]
-    places = spread([points[i] for i in shown], max(width / 45, height / 22))
-    for place, i in zip(places, shown):
-        token = tokens[i]
+    places = spread(points, max(width / 45, height / 22))
+    for place, token in zip(places, tokens):
         axes.text(
             *place,
             END if token == END else plain(token),
@@ -425,10 +425,13 @@ def draw(options, documents, save):
         maps = attention_maps(model, tokenizer, text)
     save("attention.png", draw_attention, *maps)
 
-    with waiting("finding the principal components"):
-        points, shares = principal_components(model.params["wte.weight"])
-    print("variance   ", ", ".join(f"{share:.1%}" for share in shares))
     tokens = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    shown = to_draw(tokens)
+    with waiting("finding the principal components"):
+        table = model.params["wte.weight"]
+        points, shares = principal_components([table[i] for i in shown])
+    print("variance   ", ", ".join(f"{share:.1%}" for share in shares))
+    tokens = [tokens[i] for i in shown]
     save("embedding.png", draw_embedding, tokens, points, shares)
 
     found = write_at_all_temperatures(model, tokenizer, options, known)
