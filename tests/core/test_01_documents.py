@@ -1,9 +1,11 @@
 """Chapters 1, 12 and 17: reading documents and holding some out."""
 
 import random
+import sys
 from collections import Counter
 
 import pytest
+from helpers import ROOT, TINY, works
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +57,23 @@ def test_the_tutorials_way_to_read_is_that_of_plain_files(tmp_path):
     path = tmp_path / "documents.txt"
     path.write_bytes("  ada \n\n \t\nsøren\nbob".encode())
     assert read_documents(path) == ["  ada ", "søren", "bob"] == load_documents(path)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="Python does not warn yet")
+def test_no_file_is_opened_as_the_computer_prefers_it(tmp_path):
+    (tmp_path / "names.txt").write_text("søren\nada\nbob\n", encoding="utf-8")
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import microgpt
+print(microgpt.read_documents(sys.argv[1]))
+for words in (["--save", "kept"], ["--resume", "kept", "--steps", "4"]):
+    assert microgpt.main([*sys.argv[1:], *words]) == 0
+assert microgpt.main(["sample", "kept"]) == 0
+"""
+    strict = ["-W", "error::EncodingWarning", "-c", code]
+    output = works(*strict, *TINY, script="-Xwarn_default_encoding", cwd=tmp_path)
+    assert output.startswith("['søren', 'ada', 'bob']\n")
 
 
 @pytest.mark.parametrize("raw", [b"", b"\n\n", b" \r\n\t", BOM])
