@@ -3081,6 +3081,12 @@ def how_to_start():
     return "python microgpt.py"
 
 
+def help_of(command):
+    """A command's docstring, which `python -OO` drops, as it is started here."""
+    text = inspect.cleandoc(command.__doc__ or "")
+    return text.replace("python microgpt.py", how_to_start())
+
+
 def make_parser(command, groups, words, defaults=DEFAULTS):
     """A parser for a command, which is a function whose docstring is its help.
 
@@ -3091,7 +3097,7 @@ def make_parser(command, groups, words, defaults=DEFAULTS):
 
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
-        description=inspect.cleandoc(command.__doc__ or ""),
+        description=help_of(command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,
@@ -3190,7 +3196,7 @@ def learn(given, engine, start):
     trainer.tokenizer.encode(options["prompt"])  # raises now, not after the training
     directory = options["save"] or options["resume"]
     if directory:
-        os.makedirs(directory, exist_ok=True)
+        make_directory(directory)
 
     def say(text, end="\n"):
         if not options["quiet"]:
@@ -3201,6 +3207,15 @@ def learn(given, engine, start):
     if directory:
         say(f"saved       in {directory}: {how_to_start()} sample {directory}\n")
     finish(trainer, options)
+
+
+def make_directory(directory):
+    """Make it, unless it is there. An error now saves a training that could not end."""
+    if os.path.exists(directory) and not os.path.isdir(directory):
+        raise ValueError(f"{directory} is a file: name a directory to save in")
+    os.makedirs(directory, exist_ok=True)
+    if not os.access(directory, os.W_OK):
+        raise ValueError(f"{directory} cannot be written to: name another directory")
 
 
 def train_groups(engine, start):
@@ -3526,6 +3541,9 @@ def run(argv, engine, start):
         names = runpy.run_path(program)
         if "main" in names:
             return names["main"](argv[1:])
+    examples = find_beside("examples")
+    if word.isidentifier() and not os.path.exists(examples):
+        raise ValueError(f"there is no file {word!r}, and no programs in {examples}")
     return train_command(argv, engine, start)
 
 

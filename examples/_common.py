@@ -43,14 +43,14 @@ def in_colour():
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def width():
+def width(least=60):
     """How many columns a line may have: 79, or fewer on a narrow terminal.
 
     It is at least 60, because the tables here need that many.
     """
     if not sys.stdout.isatty():
         return 79
-    return max(60, min(79, shutil.get_terminal_size().columns - 1))
+    return max(least, min(79, shutil.get_terminal_size().columns - 1))
 
 
 def columns(text):
@@ -63,9 +63,14 @@ def fit(text, limit=None):
     limit = limit or width()
     if columns(text) <= limit:
         return text
-    while columns(text) > limit - 3:
-        text = text[:-1]
-    return text + "..."
+    room = limit - 3
+    kept = ""
+    for character in text:
+        room -= columns(character)
+        if room < 0:
+            break
+        kept += character
+    return kept + "..."
 
 
 def escape(text):
@@ -100,8 +105,8 @@ def progress():
     def show(text):
         nonlocal last
         if sys.stdout.isatty() and (text or last):
-            blank = " " * width()
-            print(f"\r{blank}\r{fit(text)}", end="", flush=True)
+            room = width(least=4)
+            print(f"\r{' ' * room}\r{fit(text, room)}", end="", flush=True)
         last = text
 
     try:
@@ -145,7 +150,7 @@ def make_parser(name, description, takes=""):
     `takes` is a sentence that says how long the program takes, if that is more than a
     second.
     """
-    first_line = description.split("\n")[0]
+    first_line = (description or "").split("\n")[0]  # `python -OO` drops docstrings
     return Parser(prog=name, description=f"{first_line} {takes}".strip())
 
 
@@ -158,16 +163,42 @@ def add_directory(parser):
 
 def count(text):
     """A number from 1 to 1000, from the command line."""
-    number = int(text)
-    if not 1 <= number <= 1000:
-        raise ValueError
-    return number
+    with suppress(ValueError):
+        if 1 <= int(text) <= 1000:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1000")
 
 
 def load(directory):
     """The model that is saved in a directory, and its tokenizer."""
     with waiting(f"loading {visible(directory)}"):
         return microgpt.load_model(directory), microgpt.load_tokenizer(directory)
+
+
+def write_whole(path, content):
+    """Write bytes to a file as a whole or, if that fails, leave it as it was.
+
+    What is not a file, such as a pipe or /dev/stdout, is just written to.
+    """
+    target = os.path.realpath(path)
+    if os.path.exists(target) and not os.path.isfile(target):
+        with open(path, "wb") as file:
+            file.write(content)
+        return
+    part = f"{target}.{os.getpid()}.part"
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+        if os.path.exists(target):
+            shutil.copymode(target, part)
+        os.replace(part, target)
+    except BaseException as error:
+        with suppress(OSError):
+            os.remove(part)
+        if isinstance(error, OSError):
+            error.filename = path  # not the temporary file
+            error.filename2 = None
+        raise
 
 
 def run_command(name, command, options, status_of_errors=1):
@@ -178,6 +209,8 @@ def run_command(name, command, options, status_of_errors=1):
     """
     if sys.stdout is None:  # it was closed before we began
         sys.stdout = io.StringIO()
+    if sys.stdin is None:
+        sys.stdin = io.StringIO()
     try:
         status = command(options) or 0
         print(end="", flush=True)

@@ -22,6 +22,8 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from _common import make_parser, run_command
 
+import microgpt
+
 HERE = Path(__file__).resolve().parent
 TAKES = "A step takes a few seconds, some of them twenty; all take a minute."
 HEAD = (
@@ -91,7 +93,7 @@ def list_steps(known):
     """Print every step's number, name and question."""
     for number, (name, (_, question)) in enumerate(known.items(), start=1):
         print(f"{number:2}  {name:10}  {question}")
-    print("To run one: python microgpt.py ladder die")
+    print(f"To run one: {microgpt.how_to_start()} ladder die")
 
 
 def run_step(word, known):

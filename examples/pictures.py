@@ -35,7 +35,14 @@ import unicodedata
 from collections import namedtuple
 from itertools import permutations
 
-from _common import load, make_parser, progress, run_command, waiting
+from _common import (
+    load,
+    make_parser,
+    progress,
+    run_command,
+    waiting,
+    write_whole,
+)
 from components import principal_components
 from tracing import TracedGPT
 
@@ -401,7 +408,7 @@ def draw(options, documents, save):
     known = documents
     others = documents
     whose = "the text itself"
-    if options.model:
+    if options.model is not None:
         model, tokenizer = load(options.model)
     else:
         trainer = new_trainer(documents, options.steps, options.seed)
@@ -468,7 +475,9 @@ def draw_all(options):
             file = io.BytesIO()
             function(*numbers).savefig(file)
             picture = Image.open(file).convert("RGB").quantize(256)  # a third as large
-            picture.save(path, optimize=True)
+            smaller = io.BytesIO()
+            picture.save(smaller, "PNG", optimize=True)
+            write_whole(path, smaller.getvalue())
         print("drawn      ", path, flush=True)
 
     if options.samples < 1:

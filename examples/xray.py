@@ -40,10 +40,8 @@ have all their digits (no NaN, no Infinity). The order of names does not matter.
 
 import json
 import math
-import os
 import sys
 from bisect import bisect
-from contextlib import suppress
 from dataclasses import asdict
 from heapq import nlargest
 from itertools import zip_longest
@@ -60,6 +58,7 @@ from _common import (
     visible,
     waiting,
     width,
+    write_whole,
 )
 from tracing import TracedGPT
 
@@ -302,18 +301,7 @@ def write_json(path, contents):
         text = json.dumps(contents, allow_nan=False)
     except ValueError:
         raise ValueError("the trace has numbers that are not finite") from None
-    part = f"{path}.{os.getpid()}.part"
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(part, path)
-    except BaseException as error:
-        with suppress(OSError):
-            os.remove(part)
-        if isinstance(error, OSError):
-            error.filename = path  # not the temporary file
-            error.filename2 = None
-        raise
+    write_whole(path, f"{text}\n".encode())
 
 
 # --- Comparing two --------------------------------------------------------------------
@@ -566,7 +554,7 @@ def main(argv=None):
         default=1e-9,
         help="Allowed difference, relative to the larger number or to 1 (1e-9).",
     )
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     return run_command("xray", look_or_compare, options, status_of_errors=2)
 
 

@@ -327,6 +327,10 @@ def parse(argv):
 def find_device(name):
     """The device of this name; of several GPUs, the one of this process."""
     device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}: PyTorch finds no such GPU here")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device is {name!r}: PyTorch finds no such GPU here")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)

@@ -58,6 +58,14 @@ def test_the_words_that_start_it(monkeypatch, argv0):
     installed = argv0 in ("microgpt", "/a/microgpt.exe")
     words = "microgpt" if installed else "python microgpt.py"
     assert microgpt.how_to_start() == words
+    assert f"\n  {words} sample DIR" in microgpt.help_of(microgpt.train_command)
+
+
+def test_a_directory_that_cannot_be_written_to_is_refused_before_the_training(
+    run, monkeypatch
+):
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != ("d", os.W_OK))
+    run.fails([*TINY, "--save", "d"], "d cannot be written to")
 
 
 @pytest.mark.parametrize("size", ["", "--n-embd 64 --n-layer 2 --block-size 512"])

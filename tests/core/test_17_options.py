@@ -246,7 +246,7 @@ IMPOSSIBLE = """
     --prompt adz -> 'z'|'abcdefghijklmnoprstuvy'
     --save= -> save is ''|directory
     --resume= -> resume is ''|directory
-    --save names.txt -> 'names.txt'|exists
+    --save names.txt -> names.txt is a file: name a directory
     --resume nowhere -> nowhere|No such file
 """
 

@@ -10,7 +10,17 @@ import sys
 
 import _common
 import pytest
-from helpers import ABC, ENGINES, EXAMPLES, command, kept, make, program, start
+from helpers import (
+    ABC,
+    ENGINES,
+    EXAMPLES,
+    SCRIPT,
+    command,
+    kept,
+    make,
+    program,
+    start,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +63,41 @@ class Output(io.TextIOWrapper):
     def shown(self):
         self.flush()
         return self.buffer.getvalue().decode()
+
+
+# --- Files ---
+
+
+def test_a_file_is_written_as_a_whole_or_stays_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    _common.write_whole(path, b"old")
+    _common.write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+
+    def fail(*paths):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError) as raised:
+        _common.write_whole(path, b"newest")
+    assert raised.value.filename == path
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links and pipes with names")
+def test_what_a_link_leads_to_is_written_and_a_pipe_stays_a_pipe(tmp_path):
+    file = tmp_path / "file"
+    file.touch(mode=0o600)
+    (tmp_path / "link").symlink_to(file)
+    _common.write_whole(tmp_path / "link", b"content")
+    assert file.read_bytes() == b"content" and file.stat().st_mode & 0o77 == 0
+    assert (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    _common.write_whole(tmp_path / "pipe", b"content")
+    assert os.read(reading, 99) == b"content"
+    os.close(reading)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 # --- Texts ---
@@ -220,6 +265,18 @@ def test_help_is_short_and_says_how_long_the_program_takes(name, capsys):
     assert ours.count("\n") <= 35
     says_time = re.search(r"\b(moment|seconds?|minutes?)\b", ours) is not None
     assert says_time == PROGRAMS[name][2]
+
+
+@pytest.mark.parametrize("words", [["ladder"], ["explain", "--help"]])
+def test_a_program_works_without_docstrings(words):
+    child = command("-OO", SCRIPT, *words, script="-I")
+    assert (child.returncode, child.stderr) == (0, "")
+
+
+def test_a_program_without_an_input_reads_nothing(saved, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert importlib.import_module("autocomplete").main([str(saved)]) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_ctrl_c_ends_a_program_with_one_line(name, saved, monkeypatch, capsys):

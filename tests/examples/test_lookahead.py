@@ -228,9 +228,9 @@ def test_a_line_of_escapes_is_cut_to_79_columns(tmp_path):
     [
         (["nowhere"], 1, "'nowhere.*No such file"),
         (["DIR", "abz"], 1, "'z' is not one of"),
-        (["DIR", "-k", "0"], 2, "invalid count value: '0'"),
-        (["DIR", "-k", "1001"], 2, "invalid count value: '1001'"),
-        (["DIR", "-k", "many"], 2, "invalid count value: 'many'"),
+        (["DIR", "-k", "0"], 2, "'0' is not a number from 1 to 1000"),
+        (["DIR", "-k", "1001"], 2, "'1001' is not a number from 1 to 1000"),
+        (["DIR", "-k", "many"], 2, "'many' is not a number from 1 to 1000"),
         ([], 2, "DIR"),
         (["DIR", "a", "b"], 2, "b"),
     ],

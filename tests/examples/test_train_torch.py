@@ -313,6 +313,7 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
     [
         ("abc.txt --dtype float8", "float8"),
         ("abc.txt --device nonsense", "nonsense"),
+        ("abc.txt --device mps:9", "mps:9"),
         ("abc.txt --accumulate 0", "accumulate is 0"),
         ("abc.txt --accumulate x", "accumulate"),
         ("abc.txt --workers 2", "--workers"),

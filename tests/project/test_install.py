@@ -131,6 +131,8 @@ def test_alone_it_says_that_the_names_are_missing(tmp_path):
     shutil.copy(SCRIPT, tmp_path)
     child = command(script=str(tmp_path / "microgpt.py"))
     says_one_line(child, "the bundled names are not in", "name a text file")
+    child = command("explain", "kept", "ann", script=str(tmp_path / "microgpt.py"))
+    says_one_line(child, "no file 'explain', and no programs in", "examples")
 
 
 # --- by a Python that is too old ------------------------------------------------------
