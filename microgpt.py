@@ -2362,20 +2362,39 @@ def save_files(directory, files):
            each new file, moved or not; the next save moves the rest.
     """
     new = os.path.join(directory, NEW)
+    os.makedirs(directory, exist_ok=True)
+    with one_save_at_a_time(directory):
+        try:
+            move_into_place(directory)
+            os.mkdir(new)
+            for name, pieces in files.items():
+                with open(os.path.join(new, name), "wb") as file:
+                    file.writelines(pieces)
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.rename(new, os.path.join(directory, SAVED))
+        except OSError as error:
+            error.filename = error.filename or directory  # a full disk names no file
+            raise
+        finally:
+            move_into_place(directory)
+
+
+@contextmanager
+def one_save_at_a_time(directory):
+    """Wait while another process saves here. Windows has no locks for a folder."""
     try:
-        move_into_place(directory)
-        os.makedirs(new)
-        for name, pieces in files.items():
-            with open(os.path.join(new, name), "wb") as file:
-                file.writelines(pieces)
-                file.flush()
-                os.fsync(file.fileno())
-        os.rename(new, os.path.join(directory, SAVED))
-    except OSError as error:
-        error.filename = error.filename or directory  # a full disk names no file
-        raise
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems have no locks, either
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
     finally:
-        move_into_place(directory)
+        os.close(folder)  # gives the lock back, as the end of the process would
 
 
 def move_into_place(directory):
@@ -3203,7 +3222,8 @@ def learn(given, engine, start):
             print(text, end=end, flush=True)
 
     say(describe(source, documents, trainer))
-    run_training(trainer, say, directory)
+    with one_training_in(directory):
+        run_training(trainer, say, directory)
     if directory:
         say(f"saved       in {directory}: {how_to_start()} sample {directory}\n")
     finish(trainer, options)
@@ -3216,6 +3236,38 @@ def make_directory(directory):
     os.makedirs(directory, exist_ok=True)
     if not os.access(directory, os.W_OK):
         raise ValueError(f"{directory} cannot be written to: name another directory")
+
+
+@contextmanager
+def one_training_in(directory):
+    """Refuse a directory that another training is saving into: one would be lost.
+
+    The lock is a file that is locked, not merely there. So it ends with the process,
+    even with one that is killed. (Python on Windows has no such locks.)
+    """
+    try:
+        import fcntl
+    except ImportError:
+        directory = ""
+    if not directory:
+        yield
+        return
+    path = os.path.join(directory, ".microgpt-training")
+    with open(path, "wb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(
+                f"another training is saving into {directory}: name another "
+                "directory, or wait"
+            ) from None
+        except OSError:
+            pass  # some file systems have no locks
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.unlink(path)
 
 
 def train_groups(engine, start):
