@@ -23,7 +23,8 @@ training can take derivatives. `Tensor`s do the same with one record for each la
     Part II, the same, faster
         9. Tensor  10. Fused layers  11. Engines  12. Trainer  13. Writing
     Part III, the tool
-        14. Subword tokens  15. Checkpoints  16. Looking inside  17. Command line
+        14. Subword tokens  15. Checkpoints  16. Looking inside  17. Texts
+        18. Command line
 
 Glossary
     token         a whole number that stands for a piece of text; here, for a character
@@ -110,7 +111,9 @@ class CharTokenizer:
         for token in tokens:
             if token not in self.vocab:
                 known = "".join(self.characters[:100])
-                raise ValueError(f"{token!r} is not one of the characters {known!r}")
+                raise ValueError(
+                    f"{token!r} (U+{ord(token):04X}) is not one of {known!r}"
+                )
         return [self.vocab[token] for token in tokens]
 
     def decode(self, ids):
@@ -1683,14 +1686,23 @@ LIMITS = {
     "top_p": (float, 0, 1),
     "max_tokens": (int, 1, 10**9),
 }
+CHOICES = {
+    "engine": list(ENGINES),
+    "document": ["line", "paragraph", "file"],
+    "windows": ["consecutive", "random"],
+}
 
 
 def out_of_range(name, value):
-    """What is wrong with an option, by the table above: a sentence, or None.
+    """What is wrong with an option, by the tables above: a sentence, or None.
 
     >>> out_of_range("top_p", 1.5)
     'top_p is 1.5: must be a number from 0 to 1'
     """
+    if name in CHOICES:
+        if value in CHOICES[name]:
+            return None
+        return f"{name} is {value!r}: must be one of {', '.join(CHOICES[name])}"
     kind, low, high = LIMITS[name]
     is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
     if is_number and low <= value <= high:
@@ -1714,14 +1726,12 @@ class TrainConfig:
     engine: str = "tensor"  # or "value"
     workers: int = 1  # processes that share each batch
     seed: int = 42
+    document: str = "line"  # what a document is; or "paragraph", "file" (chapter 17)
+    windows: str = "consecutive"  # or "random"
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            problem = None
-            if name == "engine" and value not in list(ENGINES):
-                problem = f"engine is {value!r}: must be one of {', '.join(ENGINES)}"
-            if name != "engine":
-                problem = out_of_range(name, value)
+            problem = out_of_range(name, value)
             if problem:
                 raise ValueError(problem)
         if self.workers > self.batch_size:
@@ -1747,7 +1757,7 @@ def split_documents(documents, val_fraction=0.1, seed=0):
     if len(shuffled) == 1 and val_fraction:
         raise ValueError(
             "a single document cannot be split into training and held-out ones: give "
-            "more, one per line, or hold out none (val_fraction 0)"
+            'more, hold out its end (document "file"), or nothing (val_fraction 0)'
         )
     random.Random(seed).shuffle(shuffled)
     if not val_fraction:
@@ -1755,6 +1765,73 @@ def split_documents(documents, val_fraction=0.1, seed=0):
     n_held_out = round(len(shuffled) * val_fraction)
     n_held_out = max(1, min(n_held_out, len(shuffled) - 1))
     return shuffled[n_held_out:], shuffled[:n_held_out]
+
+
+def hold_out_ends(documents, val_fraction=0.1):
+    """Hold out the end of each document -> (parts to train on, held-out parts).
+
+    For few documents that are long, such as a single book.
+    >>> hold_out_ends(["to be or not to be"], val_fraction=0.25)
+    (['to be or not '], ['to be'])
+    """
+    training = []
+    held_out = []
+    for document in documents:
+        n_held_out = math.ceil(len(document) * val_fraction)
+        cut = len(document) - n_held_out
+        training.append(document[:cut])
+        held_out.append(document[cut:])
+    return list(filter(None, training)), list(filter(None, held_out))
+
+
+def hold_out(documents, config):
+    """Hold out documents or, where a document is a whole file, the ends of files."""
+    if config.document == "file":
+        return hold_out_ends(documents, config.val_fraction)
+    return split_documents(documents, config.val_fraction, config.seed)
+
+
+class Windows:
+    """The windows of all documents: what cut_windows makes, in much less memory.
+
+    The tokens stand in one array, as a text: <|endoftext|>, a document, <|endoftext|>,
+    the next document and so on. It takes 2 bytes for each token (4 if there are more
+    than 65,536 different ones), where lists would take 8. A window is cut out when it
+    is asked for: windows[0] is the first, windows[:3] a list of three.
+
+    >>> windows = Windows(["abbe", "a"], CharTokenizer(["abe"]), block_size=3)
+    >>> windows[:]
+    [[3, 0, 1, 1], [1, 2, 3], [3, 0, 3]]
+    """
+
+    def __init__(self, documents, tokenizer, block_size):
+        self.block_size = block_size
+        typecode = "H" if tokenizer.vocab_size <= 2**16 else "I"
+        self.tokens = array(typecode, [tokenizer.end])
+        self.starts = array("Q")
+        for document in documents:
+            first = len(self.tokens) - 1  # the <|endoftext|> before it
+            self.tokens.extend(tokenizer.encode(document))
+            self.tokens.append(tokenizer.end)
+            self.starts.extend(range(first, len(self.tokens) - 1, block_size))
+        self.starts.append(len(self.tokens) - 1)  # where one more would start
+
+    def __len__(self):
+        return len(self.starts) - 1
+
+    def __getitem__(self, key):
+        if isinstance(key, slice):
+            return [self[i] for i in range(*key.indices(len(self)))]
+        i = range(len(self))[key]  # as in a list: -1 is the last
+        start = self.starts[i]
+        stop = self.starts[i + 1]  # a window's last token is the next one's first
+        return self.tokens[start : stop + 1].tolist()
+
+    def at_random(self, rng):
+        """A window from any place, across the borders of documents if need be."""
+        last_start = max(0, len(self.tokens) - 1 - self.block_size)
+        start = rng.randint(0, last_start)
+        return self.tokens[start : start + self.block_size + 1].tolist()
 
 
 def evaluate(model, windows, most=500):
@@ -1804,28 +1881,23 @@ class Trainer:
         self.config = config
         self.step = 0
         self.losses = []
-        self.documents, self.val_documents = split_documents(
-            documents, config.val_fraction, config.seed
-        )
-        self.windows = self.cut(self.documents)
-        self.val_windows = self.cut(self.val_documents)
+        self.documents, self.val_documents = hold_out(documents, config)
+        block_size = model.config.block_size
+        self.windows = Windows(self.documents, tokenizer, block_size)
+        self.val_windows = Windows(self.val_documents, tokenizer, block_size)
         self.optimizer = engine.optimizer(self.model, config.weight_decay)
-
-    def cut(self, documents):
-        """Documents -> windows of the model's block_size."""
-        block_size = self.model.config.block_size
-        windows = []
-        for document in documents:
-            windows.extend(cut_windows(document, self.tokenizer, block_size))
-        return windows
 
     def batch(self, step):
         """The windows of a step: the next ones of all, in the order of their epoch.
 
         An epoch is once through all windows. Each epoch has an order of its own, which
         follows from the seed. So a step's batch depends on nothing but its number, and
-        a training run that was stopped can go on exactly where it was.
+        a training run that was stopped can go on exactly where it was. The same holds
+        for windows from random places, which follow from the seed and the step.
         """
+        if self.config.windows == "random":
+            rng = random.Random(f"{self.config.seed} step {step}")
+            return [self.windows.at_random(rng) for _ in range(self.config.batch_size)]
         n = len(self.windows)
         batch = []
         first = step * self.config.batch_size
@@ -2784,6 +2856,7 @@ def save_training(trainer, directory):
     engine = trainer.engine
     if not engine.leads:
         return
+    config = trainer.config
     step = str(trainer.step)
     moments = {}
     for kind, tables in (("m", trainer.optimizer.m), ("v", trainer.optimizer.v)):
@@ -2793,18 +2866,20 @@ def save_training(trainer, directory):
         moments,
         step=step,
         version=__version__,
-        documents=fingerprint(trainer),
-        config=json.dumps(asdict(trainer.config)),
+        documents=fingerprint(config.seed, trainer.documents, trainer.val_documents),
+        config=json.dumps(asdict(config)),
     )
     also = {"trainer.safetensors": state}
     write = engine.write_tensors
     save_model(trainer.model, directory, trainer.tokenizer, also, write, step=step)
 
 
-def fingerprint(trainer):
+def fingerprint(seed, documents, val_documents):
     """A number that differs (nearly always) if the documents or their split differ."""
-    data = [trainer.config.seed, trainer.documents, trainer.val_documents]
-    return str(zlib.crc32(json.dumps(data).encode()))
+    number = 0
+    for piece in json.JSONEncoder().iterencode([seed, documents, val_documents]):
+        number = zlib.crc32(piece.encode(), number)
+    return str(number)
 
 
 def load_training(directory, documents, engine=None, **changes):
@@ -2817,6 +2892,7 @@ def load_training(directory, documents, engine=None, **changes):
     if isinstance(engine, str):
         changes["engine"] = engine
         engine = None
+    documents = list(documents)
     model, metadata = read_model(directory)
     tokenizer = load_tokenizer(directory)
     shapes = {}
@@ -2833,19 +2909,42 @@ def load_training(directory, documents, engine=None, **changes):
                 "saved: try again)"
             )
     config = replace(saved_config, **changes)
+    check_same_data(directory, saved_config, config, documents, state.get("documents"))
     try:
         trainer = Trainer(model, tokenizer, documents, config, engine)
     except ValueError as error:
         raise ValueError(f"{directory}: {printable(str(error))}") from None
-    if state.get("documents") != fingerprint(trainer):
-        raise ValueError(
-            f"{directory} was trained on other documents, or with another seed or "
-            "val_fraction"
-        )
     trainer.step = int(step)
     m, v = split_moments(moments, trainer.optimizer, state.get("version"))
     trainer.optimizer.restore(trainer.step, m, v)
     return trainer
+
+
+def check_same_data(directory, saved_config, config, documents, saved_fingerprint):
+    """Raise ValueError unless a training run goes on with the data that it had."""
+    for name in ("document", "val_fraction", "seed"):
+        saved = getattr(saved_config, name)
+        value = getattr(config, name)
+        if value != saved:
+            raise ValueError(
+                f"{directory} has {name} {saved}: it cannot become {value}"
+            )
+    try:
+        found = fingerprint(config.seed, *hold_out(documents, config))
+    except ValueError:  # a single one, where there must have been more
+        found = None
+    if found != saved_fingerprint:
+        raise ValueError(
+            f"the text is not the one that {directory} was trained on, or it has "
+            "changed since: give that text, or train a new model"
+        )
+
+
+def read_train_config(directory):
+    """The TrainConfig of a saved training run."""
+    with open_file(directory, "trainer.safetensors") as file:
+        header, _ = read_header(file)
+        return TrainConfig(**parse_json(header["__metadata__"]["config"]))
 
 
 def check_moments(moments):
@@ -2907,6 +3006,27 @@ def contexts(window):
         yield window[i], [tuple(window[i - n : i]) for n in range(min(i, 2) + 1)]
 
 
+def count_followers(windows):
+    """{context of 0, 1 or 2 tokens: how often each token followed it}
+
+    >>> count_followers([[4, 0, 4, 0]])[(4,)]
+    Counter({0: 2})
+    """
+    singles = Counter()
+    pairs = Counter()
+    triples = Counter()
+    for window in windows:
+        singles.update(window[1:])
+        pairs.update(zip(window, window[1:]))
+        triples.update(zip(window, window[1:], window[2:]))
+    counts = defaultdict(Counter)
+    counts[()] = singles
+    for neighbours in (pairs, triples):
+        for (*context, token), count in neighbours.items():
+            counts[tuple(context)][token] = count
+    return counts
+
+
 def baselines(windows, val_windows, vocab_size):
     """The loss on val_windows of four models that only count -> {name: nats a token}.
 
@@ -2924,11 +3044,8 @@ def baselines(windows, val_windows, vocab_size):
     many different ones did. Source: Witten and Bell 1991, "The Zero-Frequency Problem",
     method C.
     """
-    counts = defaultdict(Counter)
-    for window in windows:
-        for token, before in contexts(window):
-            for context in before:
-                counts[context][token] += 1
+    counts = count_followers(windows)
+    totals = {context: sum(seen.values()) for context, seen in counts.items()}
     names = ["knows nothing", "frequencies", "pairs", "triples"]
     losses = {name: [] for name in names}
     for window in val_windows:
@@ -2938,8 +3055,8 @@ def baselines(windows, val_windows, vocab_size):
             for n, name in enumerate(names[1:]):
                 seen = counts.get(before[n]) if n < len(before) else None
                 if seen:
-                    n_seen = sum(seen.values())
-                    p = (seen[token] + len(seen) * p) / (n_seen + len(seen))
+                    total = totals[before[n]]
+                    p = (seen[token] + len(seen) * p) / (total + len(seen))
                 losses[name].append(-math.log(p))
     return {name: mean(x) for name, x in losses.items()}
 
@@ -2994,7 +3111,140 @@ def reading(losses, val_loss, scale, copied=0.0):
     return "better than counting triples: it makes use of earlier tokens too"
 
 
-# === 17. Command line =================================================================
+# === 17. Texts ========================================================================
+# Chapter 1 reads a file with a document in each line. Other texts have line ends inside
+# their documents: poems with an empty line between two, or a folder of programs. And a
+# novel is one long document. Here each of these becomes a list of documents.
+
+
+def load_documents(*paths, document="line"):
+    r"""read_documents of chapter 1, for texts as they are, wherever they come from.
+
+    A path names a file or a folder, whose files are all read, or is "-" for standard
+    input. `document` says what a document is: a "line", a "paragraph" (there are empty
+    lines between two) or a whole "file". Lines may end as on any system. Raises OSError
+    if a file cannot be read, ValueError if one is not UTF-8 text or if all are blank.
+    """
+    texts, _ = read_texts(paths)
+    return to_documents(paths, texts, document)
+
+
+def to_documents(paths, texts, document):
+    """The documents of all texts, in order. Raises ValueError if there are none."""
+    documents = []
+    for text in texts:
+        documents.extend(cut_documents(text, document))
+    if not documents:
+        names = ", ".join(map(str, paths))
+        raise ValueError(f"{names} is empty: write one document per {document}")
+    return documents
+
+
+def cut_documents(text, document):
+    r"""A text -> its documents, without those that are blank.
+
+    >>> text = "ROMEO:\nAh me!\n\nJULIET:\nAy me!\n"
+    >>> cut_documents(text, "line")
+    ['ROMEO:', 'Ah me!', 'JULIET:', 'Ay me!']
+    >>> cut_documents(text, "paragraph")
+    ['ROMEO:\nAh me!', 'JULIET:\nAy me!']
+    >>> cut_documents(text, "file")
+    ['ROMEO:\nAh me!\n\nJULIET:\nAy me!\n']
+    """
+    pieces = [text]
+    if document == "line":
+        pieces = text.split("\n")
+    elif document == "paragraph":
+        pieces = re.split(r"\n\s*\n", text.strip("\n"))
+    return [piece for piece in pieces if piece.strip()]
+
+
+def read_texts(paths):
+    """-> (the texts of all files, those files in folders that are not text)"""
+    texts = []
+    left_out = []
+    for path in paths:
+        if not os.path.isdir(path):
+            texts.append(read_text(path))
+            continue
+        for file in files_in(path):
+            try:
+                texts.append(read_text(file))
+            except ValueError:  # a picture, say, among the texts
+                left_out.append(file)
+    if left_out and not texts:
+        raise ValueError(f"{left_out[0]} and all other files here are not UTF-8 text")
+    return texts, left_out
+
+
+def files_in(folder):
+    """All files in a folder and in its folders, in order, but for hidden ones."""
+
+    def stop(error):  # else a folder that cannot be read would be left out in silence
+        raise error
+
+    files = []
+    for place, folders, names in os.walk(folder, onerror=stop):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                files.append(os.path.join(place, name))
+    if not files:
+        raise ValueError(f"{folder} is a folder without files")
+    return files
+
+
+def read_text(path):
+    """A file's text, without the mark that Windows puts first. Line ends become one."""
+    if path == "-":
+        path = "standard input"
+        raw = sys.stdin.buffer.read()
+    else:
+        with open(path, "rb") as file:
+            raw = file.read()
+    if raw.startswith(b"\xef\xbb\xbf"):
+        raw = raw[3:]
+    bad = raw.find(b"\0")  # no text has a zero byte
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        bad = error.start if bad < 0 else min(bad, error.start)
+    if bad >= 0:
+        line = len(raw[: bad + 1].splitlines())
+        raise ValueError(
+            f"{path} is not UTF-8 text: byte 0x{raw[bad]:02x} in line {line}; "
+            "save it as UTF-8"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def encode_text(tokenizer, text):
+    """tokenizer.encode, with advice if only the spelling of an accent is unknown.
+
+    Unicode has two spellings for é: one character, or e and an accent. They look the
+    same, and keyboards differ in which one they give.
+    """
+    try:
+        return tokenizer.encode(text)
+    except ValueError as error:
+        raise ValueError(f"{error}{spelling_advice(tokenizer, text)}") from None
+
+
+def spelling_advice(tokenizer, text):
+    """What would make a text known: its other spelling. If nothing would: nothing."""
+    import unicodedata
+
+    spellings = {"NFC": "part of their letters", "NFD": "characters of their own"}
+    for form, accents in spellings.items():
+        try:
+            tokenizer.encode(unicodedata.normalize(form, text))
+        except ValueError:
+            continue
+        return f"; all would be known with accents as {accents}, Unicode's form {form}"
+    return ""
+
+
+# === 18. Command line =================================================================
 # `python microgpt.py` learns from documents and shows what it learned. Other commands
 # use what it saved, or are programs in examples/. Bad input gets one line on stderr and
 # a non-zero exit.
@@ -3004,7 +3254,6 @@ def reading(losses, val_loss, scale, copied=0.0):
 # given: {name: value}. The train command also takes an `engine`, if another program
 # brings one, and `start`, a model and tokenizer to train further.
 
-COLUMNS = 79
 SAVE_EVERY = 60  # seconds
 DEFAULTS = {
     **asdict(Config(vocab_size=512)),
@@ -3017,6 +3266,9 @@ DEFAULTS = {
     "save": "",
     "resume": "",
     "quiet": False,
+}
+TEXT_OPTIONS = {
+    "document": "What a document is: a line, paragraph or file.",
 }
 MODEL_OPTIONS = {
     "n_layer": "Number of blocks.",
@@ -3038,6 +3290,7 @@ TRAINING_OPTIONS = {
     "engine": "tensor, or value (slow: one node per number).",
     "workers": "Number of processes that share each batch.",
     "seed": "Seed for the random numbers.",
+    "windows": "consecutive ones, or random: from any place in the text.",
 }
 WRITING_OPTIONS = {
     "samples": "How many documents to write.",
@@ -3052,34 +3305,6 @@ SAVING_OPTIONS = {
     "resume": "Continue the training run saved in this directory.",
     "quiet": "Print only the samples.",
 }
-
-
-def load_documents(path):
-    """read_documents of chapter 1, for texts as they are, wherever they come from.
-
-    It accepts the mark that Windows puts first and all line ends. Raises OSError if the
-    file cannot be read, ValueError if it is not UTF-8 text or holds no documents.
-    """
-    with open(path, "rb") as file:
-        raw = file.read()
-    if raw.startswith(b"\xef\xbb\xbf"):
-        raw = raw[3:]
-    bad = raw.find(b"\0")  # no text has a zero byte
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        bad = error.start if bad < 0 else min(bad, error.start)
-    if bad >= 0:
-        line = len(raw[: bad + 1].splitlines())
-        raise ValueError(
-            f"{path} is not UTF-8 text: byte 0x{raw[bad]:02x} in line {line}; "
-            "save it as UTF-8"
-        )
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    documents = [line for line in lines if line.strip()]
-    if not documents:
-        raise ValueError(f"{path} is empty: write one document per line")
-    return documents
 
 
 def find_beside(*parts):
@@ -3162,7 +3387,7 @@ def parse(command, parser, argv):
             raise ValueError(f"samples is {value}: must be 0 or more")
         if name in ("save", "resume") and not value:
             raise ValueError(f"{name} is {value!r}: must name a directory")
-        if name in LIMITS:
+        if name in LIMITS or name in CHOICES:
             problem = out_of_range(name, value)
             if problem:
                 raise ValueError(problem)
@@ -3176,57 +3401,72 @@ def only(options, kind):
 
 
 def train_command(argv, engine=None, start=None):
-    """usage: python microgpt.py [train] [FILE] [options]
+    """usage: python microgpt.py [train] [FILE...] [options]
 
-    Train on a text file, one document per line, then write samples. Without FILE,
-    train on the bundled names, for about ten seconds. Ctrl-C ends training early.
-    Other commands:
+    Train on a text, then write samples. FILE may be a folder, or - for stdin.
+    Without FILE, train on the bundled names, for ten seconds. Ctrl-C ends it early.
+
+    A document is a line. If yours have several lines, put empty lines between them
+    and use --document paragraph. For novels or programs, use --document file: each
+    file is a document, whose end is held out. Other commands:
       python microgpt.py sample DIR [options]    write with a saved model
       python microgpt.py tokenize DIR TEXT       show the tokens of a text
       python microgpt.py explain DIR TEXT...     show how likely each token is
       python microgpt.py ladder                  eleven small steps up to a GPT
-    Lines longer than 16 characters need a larger --block-size. For a better model,
-    increase --steps first, then --n-embd.
+    Documents longer than 16 characters need a larger --block-size. For a better
+    model, increase --steps first, then --n-embd.
     """
     groups = train_groups(engine, start)
-    given = parse("train", make_parser(train_command, groups, {"FILE": "?"}), argv)
+    given = parse("train", make_parser(train_command, groups, {"FILE": "*"}), argv)
     if given is not None:
         learn(given, engine, start)
 
 
 def learn(given, engine, start):
     """Train with the options that were given, write samples, and report."""
-    path = given.pop("FILE", None)
-    source = path
-    if path is None:
-        source = "the bundled names"
-        path = find_beside("data", "names.txt")
-        if not os.path.exists(path):
-            raise ValueError(f"the bundled names are not in {path}: name a text file")
-    documents = load_documents(path)
     options = {**DEFAULTS, **given}
-    if start is not None:
-        config = TrainConfig(**only(options, TrainConfig))
-        trainer = Trainer(*start, documents, config, engine)
-    elif options["resume"]:
-        trainer = resume_training(documents, given, engine)
-    else:
-        trainer = start_training(documents, given, engine)
-    trainer.tokenizer.encode(options["prompt"])  # raises now, not after the training
+    if options["resume"] and "document" not in given:
+        options["document"] = read_train_config(options["resume"]).document
+    quiet = options["quiet"]
+
+    def say(text):
+        if not quiet:
+            print(text, flush=True)
+
+    paths = given.pop("FILE") or [bundled_names()]
+    with waiting("reading the text", quiet):
+        texts, left_out = read_texts(paths)
+        documents = to_documents(paths, texts, options["document"])
+    with waiting("turning the text into tokens", quiet):
+        trainer = make_trainer(documents, options, given, engine, start)
+    encode_text(trainer.tokenizer, options["prompt"])  # raises now, not at the end
     directory = options["save"] or options["resume"]
     if directory:
         make_directory(directory)
-
-    def say(text, end="\n"):
-        if not options["quiet"]:
-            print(text, end=end, flush=True)
-
-    say(describe(source, documents, trainer))
-    with one_training_in(directory):
-        run_training(trainer, say, directory)
+    say(describe(paths, documents, left_out, trainer))
+    with one_training_in(directory if trainer.engine.leads else ""):
+        run_training(trainer, directory, quiet)
     if directory:
         say(f"saved       in {directory}: {how_to_start()} sample {directory}\n")
     finish(trainer, options)
+
+
+def bundled_names():
+    """The file of names that comes with this program."""
+    path = find_beside("data", "names.txt")
+    if not os.path.exists(path):
+        raise ValueError(f"the bundled names are not in {path}: name a text file")
+    return path
+
+
+def make_trainer(documents, options, given, engine, start):
+    """A Trainer for a new model, for one to start from, or for a saved training run."""
+    if start is not None:
+        config = TrainConfig(**only(options, TrainConfig))
+        return Trainer(*start, documents, config, engine)
+    if options["resume"]:
+        return resume_training(documents, given, engine)
+    return start_training(documents, given, engine)
 
 
 def make_directory(directory):
@@ -3273,6 +3513,7 @@ def one_training_in(directory):
 def train_groups(engine, start):
     """The options that there are, given an engine, or something to start with."""
     groups = {
+        "text": dict(TEXT_OPTIONS),
         "model": dict(MODEL_OPTIONS),
         "training": dict(TRAINING_OPTIONS),
         "writing": dict(WRITING_OPTIONS),
@@ -3345,37 +3586,122 @@ def resume_training(documents, given, engine):
     return trainer
 
 
-def describe(source, documents, trainer):
+def describe(paths, documents, left_out, trainer):
     """The text, the model and the training run, for people to read."""
     shape = trainer.model.config
     config = trainer.config
+    source = ", ".join(paths) if len(paths) < 4 else f"{len(paths)} files"
+    if paths == [find_beside("data", "names.txt")]:
+        source = "the bundled names"
+    if left_out:
+        n_files = "a file" if len(left_out) == 1 else f"{len(left_out):,} files"
+        source += f" (not text, so left out: {n_files}, such as {left_out[0]})"
+    held_out = f"of which {len(trainer.val_documents):,} held out"
+    if config.document == "file":
+        each = "" if len(documents) == 1 else " of each"
+        held_out = f"the last {config.val_fraction:.0%}{each} held out"
+    plural = config.document if len(documents) == 1 else f"{config.document}s"
     characters = sorted(set().union(*documents))
     shown = "".join(filter(str.isprintable, characters))[:40]
     sizes = ", ".join(f"{name} {value}" for name, value in asdict(shape).items())
+    windows = "random windows" if config.windows == "random" else "windows"
     return (
-        f"documents   {source}: {len(documents):,}, "
-        f"of which {len(trainer.val_documents):,} held out\n"
+        f"documents   {printable(source)}: {len(documents):,} {plural}, {held_out}\n"
         f"characters  {sum(map(len, documents)):,}; "
         f"{len(characters):,} different ones: {shown}\n"
         f"model       {sizes}\n"
         f"parameters  {parameter_count(shape):,}\n"
-        f"training    {config.steps:,} steps of {config.batch_size} windows, "
+        f"training    {config.steps:,} steps of {config.batch_size} {windows}, "
         f"lr {config.lr}, {trainer.engine.about()}\n"
     )
+
+
+def columns(text):
+    """How many columns of a terminal a text takes: Chinese characters take two, each.
+
+    Accents and other marks that are put upon a character take none.
+    """
+    import unicodedata
+
+    count = 0
+    for character in text:
+        if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+            continue
+        count += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    return count
+
+
+def fit(text, room):
+    """As much of a text as fits into this many columns."""
+    while columns(text) > room:
+        text = text[:-1]
+    return text
+
+
+class LiveLine:
+    """A line of a terminal that is written again and again, in the same place.
+
+    The width of the terminal may change at any time. A line that was longer than the
+    terminal is now fills several, so we go up to the first of them.
+    """
+
+    def __init__(self, file):
+        self.file = file
+        self.length = 0  # of what is shown, in columns
+
+    def show(self, text):
+        """Put a text in the place of the last one."""
+        width = self.width()
+        text = fit(text, width - 1)
+        erase = f"\r{' ' * (width - 1)}\r"
+        if os.name != "nt" and os.environ.get("TERM", "dumb") != "dumb":
+            n_rows_up = max(0, self.length - 1) // width
+            up = f"\x1b[{n_rows_up}A" if n_rows_up > 0 else ""
+            erase = f"{up}\r\x1b[J"  # J: all from here to the end
+        print(f"{erase}{text}", end="", file=self.file, flush=True)
+        self.length = columns(text)
+
+    def width(self):
+        """How many columns the terminal has, or 80 if it does not tell."""
+        with suppress(OSError):
+            return os.get_terminal_size(self.file.fileno()).columns or 80
+        return 80
+
+
+@contextmanager
+def waiting(what, quiet=False):
+    """Show on a terminal for how many seconds something has run, from the first on."""
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield
+        return
+    import threading
+
+    over = threading.Event()
+    line = LiveLine(sys.stderr)
+
+    def count_seconds():
+        seconds = 0
+        while not over.wait(1):
+            seconds += 1
+            line.show(f"{what}: {seconds} s")
+
+    counting = threading.Thread(target=count_seconds, daemon=True)
+    counting.start()
+    try:
+        yield
+    finally:
+        over.set()
+        counting.join()
+        if line.length > 0:
+            line.show("")
 
 
 class Progress:
     """Shows how far training is: one live line on a terminal, elsewhere a few lines."""
 
-    def __init__(self, trainer, say):
+    def __init__(self, trainer):
         self.trainer = trainer
-        self.say = say
-        self.is_live = sys.stdout.isatty()
-        self.width = COLUMNS
-        if self.is_live:
-            with suppress(OSError):
-                columns = os.get_terminal_size().columns or 80
-                self.width = min(COLUMNS, columns - 1)
+        self.live_line = LiveLine(sys.stdout) if sys.stdout.isatty() else None
         self.first_step = trainer.step
         self.started = time.perf_counter()
         self.shown = self.started
@@ -3387,41 +3713,51 @@ class Progress:
         n_made = step.step - self.first_step
         self.speed += (step.tokens_per_second - self.speed) / min(n_made, 100)
         if step.val_loss is not None:
-            self.held_out = f"  held out {step.val_loss:.3f}"
+            self.held_out = f"held out {step.val_loss:.3f}"
         n_steps = self.trainer.config.steps
         now = time.perf_counter()
         is_due = step.step % math.ceil(n_steps / 10) == 0
-        if self.is_live:
+        if self.live_line:
             is_due = now - self.shown > 0.1
         if is_due or is_last:
             self.shown = now
             per_step = (now - self.started) / n_made
-            line = self.line(step.step, round(per_step * (n_steps - step.step)))
-            if self.is_live:
-                self.say(f"\r{line[: self.width].ljust(self.width)}", end="")
+            parts = self.parts(step.step, round(per_step * (n_steps - step.step)))
+            if self.live_line:
+                self.live_line.show(self.those_that_fit(parts))
             else:
-                self.say(line)
+                print("  ".join(filter(None, parts.values())), flush=True)
 
-    def line(self, n, seconds_left):
-        """The line after n steps."""
+    def parts(self, n, seconds_left):
+        """What there is to say after n steps."""
         n_steps = self.trainer.config.steps
-        start = "step"
-        if self.is_live:
-            start = f"[{'#' * (12 * n // n_steps):.<12}]"
-        return (
-            f"{start} {n:,}/{n_steps:,}  "
-            f"loss {recent_loss(self.trainer.losses):.3f}{self.held_out}  "
-            f"{self.trainer.engine.rate(self.speed)}  "
-            f"{seconds_left // 60}:{seconds_left % 60:02} left"
-        )
+        start = f"step {n:,}/{n_steps:,}"
+        if self.live_line:
+            start = f"{n:,}/{n_steps:,}"
+        return {
+            "bar": f"[{'#' * (12 * n // n_steps):.<12}]" if self.live_line else "",
+            "step": start,
+            "loss": f"loss {recent_loss(self.trainer.losses):.3f}",
+            "held out": self.held_out,
+            "rate": self.trainer.engine.rate(self.speed),
+            "time": f"{seconds_left // 60}:{seconds_left % 60:02} left",
+        }
+
+    def those_that_fit(self, parts):
+        """The parts, in a line. If it is narrow, the least important are left out."""
+        for name in ("rate", "bar", "held out", "time", "loss"):
+            if len("  ".join(filter(None, parts.values()))) < self.live_line.width():
+                break
+            del parts[name]
+        return "  ".join(filter(None, parts.values()))
 
     def close(self):
         """End the line that was rewritten."""
-        if self.is_live:
-            self.say("")
+        if self.live_line:
+            print(flush=True)
 
 
-def run_training(trainer, say, directory):
+def run_training(trainer, directory, quiet):
     """Train to the end or to a Ctrl-C, saving and showing it now and then."""
     import signal
 
@@ -3432,35 +3768,40 @@ def run_training(trainer, say, directory):
         signal.signal(signal.SIGINT, before)  # a second Ctrl-C acts as ever
 
     before = signal.signal(signal.SIGINT, stop)
-    progress = Progress(trainer, say)
+    progress = None if quiet else Progress(trainer)
     saved = time.perf_counter()
     try:
         for step in trainer:
             is_last = bool(stops) or step.step == trainer.config.steps
-            progress.show(step, is_last)
+            if progress:
+                progress.show(step, is_last)
             if directory and (is_last or time.perf_counter() - saved > SAVE_EVERY):
-                save_training(trainer, directory)
+                with waiting("saving", quiet):
+                    save_training(trainer, directory)
                 saved = time.perf_counter()
             if is_last:
                 break
     finally:
         signal.signal(signal.SIGINT, before)
         trainer.close()
-        progress.close()
-    if stops:
+        if progress:
+            progress.close()
+    if stops and not quiet:
         n_steps = trainer.config.steps
-        say(f"stopped by Ctrl-C after {trainer.step:,} of {n_steps:,} steps")
-    say("")
+        print(f"stopped by Ctrl-C after {trainer.step:,} of {n_steps:,} steps")
+    if not quiet:
+        print(flush=True)
 
 
 def finish(trainer, options):
     """Write samples and, unless --quiet is given, report on the training run."""
-    known = set(trainer.documents)
+    quiet = options["quiet"]
     texts = set()
+    copies = set()
     rng = random.Random(trainer.config.seed)
-    sampling = only(options, Sampling)
     windows = trainer.val_windows or trainer.windows
-    loss = evaluate(trainer.model, windows)
+    with waiting("measuring the loss", quiet):
+        loss = evaluate(trainer.model, windows)
     for _ in range(options["samples"]):
         text = generate(
             trainer.model,
@@ -3468,15 +3809,35 @@ def finish(trainer, options):
             options["prompt"],
             seed=rng,
             max_tokens=options["max_tokens"],
-            **sampling,
+            **only(options, Sampling),
         )
         texts.add(text)
-        mark = "in training" if text in known else "new"
-        line = f"    {printable(text) or '(empty)':24} {mark}"
-        print(text if options["quiet"] else line, flush=True)
-    if not options["quiet"]:
-        copied = len(texts & known) / max(1, len(texts))
-        print(report(trainer, loss, copied))
+        if is_in_training(text, trainer):
+            copies.add(text)
+        mark = "in training" if text in copies else "new"
+        print(for_output(text) if quiet else sample_and_mark(text, mark), flush=True)
+        if quiet and "\n" in text:
+            print()  # as between paragraphs
+    if quiet:
+        return
+    with waiting("counting pairs and triples"):
+        lines = report(trainer, loss, copied=len(copies) / max(1, len(texts)))
+    print(lines)
+
+
+def is_in_training(text, trainer):
+    """Is it a training document or, where these are whole files, a part of one?"""
+    if trainer.config.document == "file":
+        return text != "" and any(text in document for document in trainer.documents)
+    return text in trainer.documents
+
+
+def sample_and_mark(text, mark):
+    """A sample and whether it is new: in a line, unless it has several lines itself."""
+    if "\n" in text:
+        return f"--- {mark}\n{printable(text, SAFE)}\n"
+    shown = printable(text, SAFE) or "(empty)"
+    return f"    {shown}{' ' * (24 - columns(shown))} {mark}"
 
 
 def report(trainer, loss, copied):
@@ -3522,30 +3883,43 @@ def sample_command(argv):
     given = parse("sample", parser, argv)
     if given is None:
         return
-    directory = given["DIR"]
     options = {**defaults, **given}
-    model = load_model(directory)
-    tokenizer = load_tokenizer(directory)
+    with waiting("loading the model"):
+        model = load_model(given["DIR"])
+        tokenizer = load_tokenizer(given["DIR"])
     rng = random.Random(options["seed"])
     prompt = options["prompt"]
-    tokens = [tokenizer.end] + tokenizer.encode(prompt)
+    tokens = [tokenizer.end] + encode_text(tokenizer, prompt)
     sampling = Sampling(**only(options, Sampling))
     for _ in range(options["samples"]):
-        print(prompt, end="", flush=True)
-        waiting = []  # tokens that end within a character
         new = stream(model, tokens, sampling, rng, tokenizer.end, options["max_tokens"])
-        for token in new:
-            waiting.append(token)
-            text = tokenizer.decode(waiting)
-            if not text.endswith("\ufffd"):
-                print(for_output(text), end="", flush=True)
-                waiting = []
-        print(for_output(tokenizer.decode(waiting)), flush=True)
+        written = [prompt]
+        print(for_output(prompt), end="", flush=True)
+        for text in whole_characters(new, tokenizer):
+            print(for_output(text), end="", flush=True)
+            written.append(text)
+        has_lines = any("\n" in text for text in written)
+        print("\n" if has_lines else "", flush=True)  # an empty line, as in paragraphs
+
+
+def whole_characters(tokens, tokenizer):
+    """Decode tokens one by one. One that ends within a character waits for more."""
+    waiting = []
+    for token in tokens:
+        waiting.append(token)
+        text = tokenizer.decode(waiting)
+        if not text.endswith("\ufffd"):
+            yield text
+            waiting = []
+    yield tokenizer.decode(waiting)
+
+
+SAFE = "\n\t\u200c\u200d"  # the last two join letters or not, as in Persian and emoji
 
 
 def for_output(text):
     """A text that a model wrote. On a terminal, it must not move the cursor."""
-    return printable(text, allowed="\n\t") if sys.stdout.isatty() else text
+    return printable(text, allowed=SAFE) if sys.stdout.isatty() else text
 
 
 def tokenize_command(argv):
@@ -3560,7 +3934,7 @@ def tokenize_command(argv):
     tokenizer = load_tokenizer(given["DIR"])
     text = given["TEXT"]
     in_colour = sys.stdout.isatty() and not os.getenv("NO_COLOR")
-    ids = tokenizer.encode(text)
+    ids = encode_text(tokenizer, text)
     for n, i in enumerate(ids):
         shown = repr(tokenizer.decode([i]))
         if in_colour:
@@ -3647,13 +4021,13 @@ train sample write tutorial
 Tensor differentiable matmul transpose
 packed_attention pack PackedGPT
 ENGINES ValueEngine TensorEngine Workers FastAdamW gradcheck
-TrainConfig Trainer Step split_documents evaluate clip_factor
+TrainConfig Trainer Step Windows split_documents hold_out_ends evaluate clip_factor
 CachedGPT attention_with_past Sampling stream generate
 BPETokenizer learn_merges
 save_model load_model read_model load_tokenizer save_training load_training
 write_tensors read_tensors parameter_count
 Scored score baselines reading mean
-load_documents main make_parser refuse MOST_PARAMETERS
+load_documents cut_documents main make_parser refuse MOST_PARAMETERS
 """.split()
 
 

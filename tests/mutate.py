@@ -1,7 +1,7 @@
 """Do the tests notice when microgpt.py is wrong? Change it at random and see.
 
     python tests/mutate.py                              # 340 changes: 20 a chapter
-    python tests/mutate.py --chapters 3 17 --number 40  # 20 in each of two chapters
+    python tests/mutate.py --chapters 3 18 --number 40  # 20 in each of two chapters
     python tests/mutate.py --chapters 3 --near          # by the tests of chapter 3 only
     python tests/mutate.py --list                       # show the changes, run nothing
     python tests/mutate.py --pick 12 31                 # only these of the list
@@ -353,7 +353,7 @@ def main():
     parser = argparse.ArgumentParser(
         name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    all_chapters = list(range(1, 18))
+    all_chapters = list(range(1, 19))
     parser.add_argument("--chapters", type=int, nargs="+", default=all_chapters)
     parser.add_argument("--number", type=int, default=340, help="of changes, 340")
     parser.add_argument("--seed", type=int, default=1, help="of the draw, 1")

@@ -1,8 +1,11 @@
 """Chapter 12: the Trainer, alone and with workers."""
 
 import math
+import random
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from helpers import close, defaults, flat
@@ -10,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microgpt import (
+    END,
     ENGINES,
     GPT,
     CharTokenizer,
@@ -18,13 +22,17 @@ from microgpt import (
     TrainConfig,
     Trainer,
     ValueEngine,
+    Windows,
     Workers,
     clip_factor,
     cut_windows,
     evaluate,
+    hold_out_ends,
     learning_rate,
+    split_documents,
 )
 
+LETTERS = list("abcdefghijklmnopqrst")
 DOCUMENTS = "ada bob abba dada cab bad dab cad abcabcabcabc d".split()
 
 
@@ -165,7 +173,7 @@ def test_documents_are_trained_on_or_held_out_to_the_last_token(fraction, held_o
         cut = [
             cut_windows(document, CharTokenizer(DOCUMENTS), 8) for document in documents
         ]
-        assert windows == sum(cut, [])
+        assert windows[:] == sum(cut, [])
     assert (next(t).val_loss is None) == (held_out == 0)
 
 
@@ -199,6 +207,122 @@ def test_evaluation_reads_500_windows_or_2_to_15_predictions(n_predictions, n_wi
     assert model.n_read == n_windows
 
 
+# --- documents that are held out ---
+
+
+@given(st.lists(st.text(max_size=3), min_size=2), st.floats(0, 0.99), st.integers())
+def test_a_split_loses_and_doubles_no_document(documents, fraction, seed):
+    before = list(documents)
+    training, held_out = split_documents(documents, fraction, seed)
+    assert Counter(training + held_out) == Counter(documents)
+    assert documents == before
+
+
+@pytest.mark.parametrize(
+    "n, fraction, n_held_out",
+    [
+        (1, 0, 0),
+        (20, 0, 0),
+        (20, 0.1, 2),
+        (50, 0.2, 10),
+        (119, 0.99, 118),
+        (10, 0.16, 2),  # it is rounded
+        (10, 0.14, 1),
+        (2, 1e-300, 1),  # but there is at least one on either side
+        (99, 1e-300, 1),
+        (2, 0.99, 1),
+        (3, 0.99, 2),
+    ],
+)
+def test_a_split_holds_out_the_fraction(n, fraction, n_held_out):
+    training, held_out = split_documents(range(n), fraction)
+    assert (len(training), len(held_out)) == (n - n_held_out, n_held_out)
+
+
+def test_a_single_document_cannot_be_split():
+    with pytest.raises(ValueError, match="single document"):
+        split_documents(["ada"], 0.1)
+
+
+def test_a_split_depends_on_the_seed_alone():
+    random.seed(1)
+    state = random.getstate()
+    first = split_documents(LETTERS, 0.2, seed=7)
+    assert random.getstate() == state
+    random.seed(2)
+    assert split_documents(LETTERS, 0.2, seed=7) == first
+    assert split_documents(LETTERS, 0.2, seed=8) != first
+    for documents in first:
+        assert sorted(documents) != documents
+
+
+@pytest.mark.parametrize(
+    "documents, fraction, training, held_out",
+    [
+        (["abcdefghij"], 0.1, ["abcdefghi"], ["j"]),
+        (["abcdefghij"], 0.11, ["abcdefgh"], ["ij"]),
+        (["abcdefghij"], 0.9, ["a"], ["bcdefghij"]),
+        (["abcd", "ab", "a"], 0.5, ["ab", "a"], ["cd", "b", "a"]),  # no empty ones
+        (["abcd"], 0, ["abcd"], []),
+        (["x" * 1115394], 0.1, ["x" * 1003854], ["x" * 111540]),  # as nanoGPT does
+    ],
+)
+def test_the_end_of_each_file_is_held_out(documents, fraction, training, held_out):
+    assert hold_out_ends(documents, fraction) == (training, held_out)
+
+
+def test_a_trainer_holds_out_the_ends_of_files():
+    t = trainer(val_fraction=0.25, document="file")
+    assert (t.documents, t.val_documents) == hold_out_ends(DOCUMENTS, 0.25)
+
+
+# --- windows ---
+
+
+@given(st.lists(st.text("ab", max_size=9)), st.integers(1, 4))
+def test_windows_are_those_that_cut_windows_makes(documents, block_size):
+    tokenizer = CharTokenizer(["ab"])
+    windows = Windows(documents, tokenizer, block_size)
+    expected = []
+    for document in documents:
+        expected += cut_windows(document, tokenizer, block_size)
+    assert list(windows) == windows[:] == expected and len(windows) == len(expected)
+    assert windows[1:3] == expected[1:3] and windows[-2:] == expected[-2:]
+    if expected:
+        assert windows[-1] == expected[-1]
+    with pytest.raises(IndexError):
+        windows[len(expected)]
+
+
+def test_random_windows_begin_at_each_place_of_the_text_equally_often():
+    tokenizer = CharTokenizer(["abc"])
+    windows = Windows(["ab", "cab"], tokenizer, 3)
+    text = tokenizer.encode(f"{END}ab{END}cab{END}")
+    places = [text[i : i + 4] for i in range(5)]
+    rng = random.Random(1)
+    drawn = Counter(str(windows.at_random(rng)) for _ in range(5000))
+    assert sorted(drawn) == sorted(map(str, places))
+    assert all(800 < count < 1200 for count in drawn.values())
+    assert Windows(["a"], tokenizer, 9).at_random(rng) == [3, 0, 3]
+
+
+def test_random_windows_follow_from_the_seed_and_the_step_alone():
+    options = {"windows": "random", "batch_size": 3}
+    t = trainer(**options, seed=5)
+    batches = [t.batch(step) for step in range(6)]
+    again = trainer(**options, seed=5)
+    assert [again.batch(step) for step in reversed(range(6))] == batches[::-1]
+    assert batches != [trainer(**options, seed=6).batch(step) for step in range(6)]
+    assert len({str(batch) for batch in batches}) == 6
+
+
+def test_ids_above_65535_have_room():
+    tokenizer = SimpleNamespace(
+        vocab_size=65537, end=65536, encode=lambda text: [65535]
+    )
+    assert Windows(["a"], tokenizer, 2)[0] == [65536, 65535, 65536]
+
+
 # --- options ---
 
 
@@ -207,6 +331,7 @@ def test_the_defaults():
         **{"steps": 500, "batch_size": 4, "lr": 0.01, "warmup": 40, "clip": 1.0},
         **{"weight_decay": 0.0, "val_fraction": 0.1, "eval_every": 0},
         **{"engine": "tensor", "workers": 1, "seed": 42},
+        **{"document": "line", "windows": "consecutive"},
     }
     with pytest.raises(AttributeError):
         TrainConfig().steps = 2

@@ -74,7 +74,7 @@ def trainers():
 def state(model, tokenizer, trainer):
     optimizer = trainer.optimizer
     averages = (optimizer.t, optimizer.m, optimizer.v)
-    windows = (trainer.windows, trainer.val_windows)
+    windows = (trainer.windows[:], trainer.val_windows[:])
     training = [trainer.step, trainer.config, *averages, *windows]
     models = [(x.config, x.params) for x in (model, trainer.model)]
     tokenizers = [(type(x), x.vocab) for x in (tokenizer, trainer.tokenizer)]

@@ -32,7 +32,7 @@ def test_the_readmes_map_names_every_chapter():
     headers = re.findall(
         r"^# === (\d+\. [^=]+?) =", text_of(ROOT / "microgpt.py"), re.M
     )
-    assert len(headers) == 17
+    assert len(headers) == 18
     for header in headers:
         assert f"| {header} |" in text_of(READMES["."])
 

@@ -1,5 +1,6 @@
-"""Chapter 17: the commands, and the command as a process that people watch and stop."""
+"""Chapter 18: the commands, and the command as a process that people watch and stop."""
 
+import io
 import math
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from helpers import (
@@ -39,7 +41,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 
 def test_without_a_file_it_learns_from_the_bundled_names(run):
     output = run.works("--steps", "2", "--samples", "1", "--n-embd", "4")
-    assert re.search(r"^documents   the bundled names: \d+,\d+, ", output)
+    assert re.search(r"^documents   the bundled names: \d+,\d+ lines, ", output)
 
 
 def test_what_comes_with_the_file_lies_beside_it_or_is_installed(folder, monkeypatch):
@@ -80,7 +82,6 @@ def test_output_has_80_columns_at_most(run, folder, size):
     "name, raw, words",
     [
         ("missing.txt", None, "microgpt: 'missing.txt': No such file"),
-        (".", None, "'.'"),
         ("blank.txt", b"\n \n", "blank.txt|empty"),
         ("image.bin", b"\x89PNG\r\n\x1a\n\0\0", "image.bin|not UTF-8|line 1"),
         ("zeros.bin", b"\nada\n\0\0", "zeros.bin|not UTF-8|line 3"),
@@ -131,7 +132,8 @@ RESUMED = """
     -> kept has finished its 3 steps: |--steps 6
     --steps 3 -> kept has finished its 3 steps
     --n-embd 16 -> kept has n_embd 8: it cannot become 16
-    --steps 9 --seed 5 -> kept was trained on other|seed
+    --steps 9 --seed 5 -> kept has seed 42: it cannot become 5
+    --steps 9 --document file -> kept has document line: it cannot become file
     --steps 9 --tokenizer char -> --tokenizer|--resume
     --steps 9 --tokenizer bpe -> --tokenizer|--resume
     --steps 9 --vocab-size 300 -> --vocab-size|--resume
@@ -189,14 +191,14 @@ def test_it_shows_each_sample_at_once_in_whole_characters(monkeypatch):
     assert microgpt.main([*TINY, "--quiet"]) == 0 and len(pieces) == 3
     pieces.clear()
     assert microgpt.main(has_to_write("\U0001f642é!", monkeypatch)) == 0
-    assert pieces == ["a", "\U0001f642", "é", "!", "\ufffd\n", ""]
+    assert pieces == ["a", "\U0001f642", "é", "!", "\ufffd", "\n", ""]
 
 
 def test_bytes_as_tokens_do_not_move_the_cursor_of_a_terminal(run, monkeypatch):
     argv = has_to_write("a\n\t\x1b[31m\rb", monkeypatch)
-    assert run.works(*argv) == "aa\n\t\x1b[31m\rb\ufffd\n"
+    assert run.works(*argv) == "aa\n\t\x1b[31m\rb\ufffd\n\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert run.works(*argv) == "aa\n\t\ufffd[31m\ufffdb\ufffd\n"
+    assert run.works(*argv) == "aa\n\t\ufffd[31m\ufffdb\ufffd\n\n"
     shown = run.works("tokenize", "bytes", "é\U0001f642")
     assert shown.endswith("\n2 characters, 6 tokens\n")
 
@@ -226,8 +228,8 @@ COMMANDS = """
     tokenize kept a b -> tokenize does not take the word b (see --help)
     tokenize kept zoë -> 'z'|abcdefghijklmnoprstuvy
     tokenize nowhere ada -> nowhere|No such file
-    names.txt b -> train does not take the word b (see --help)
-    train names.txt b -> train does not take the word b (see --help)
+    names.txt b -> 'b'|No such file
+    train names.txt b -> 'b'|No such file
 """
 
 
@@ -336,7 +338,7 @@ def test_on_a_pipe_there_are_plain_lines_and_in_ascii_escapes(folder):
 def test_on_a_terminal_one_live_line_is_rewritten_until_ctrl_c():
     argv = [*LONG, "--steps=200000", "--eval-every=1", "--max-tokens=9"]
     wild = ["--lr=100", "--warmup=0", "--clip=0"]  # so the losses have many digits
-    output = on_terminal(*argv, *wild, until=b"\r[")
+    output = on_terminal(*argv, *wild, until=b"/200,000  loss ")
     assert "/200,000  loss " in output and "\nstep " not in output
     assert "\nstopped by Ctrl-C after " in output and len(samples(output)) == 2
     assert max(map(len, re.split(r"[\r\n]+", output))) <= 80
@@ -437,3 +439,69 @@ def test_a_copy_of_the_file_alone_works_with_a_file_and_says_so_without(folder):
     result = command(script=script)
     says_one_line(result, "the bundled names are not in", "name a text file")
     assert result.stdout == "" and works(*TINY, script=script)
+
+
+# --- texts of other kinds -------------------------------------------------------------
+
+PLAY = "ROMEO:\nAh me!\n\nJULIET:\nAy me!\n\n" * 20
+SMALL = "--block-size 12 --n-embd 8 --steps 4 --samples 2 --max-tokens 60".split()
+
+
+@pytest.mark.parametrize(
+    "document, says",
+    [
+        ("line", "80 lines, of which 8 held out"),
+        ("paragraph", "40 paragraphs, of which 4 held out"),
+        ("file", "1 file, the last 10% held out"),
+    ],
+)
+@pytest.mark.parametrize("windows", ["consecutive", "random"])
+def test_a_training_goes_on_with_the_documents_that_it_began_with(
+    run, folder, document, says, windows
+):
+    (folder / "play.txt").write_text(PLAY, encoding="utf-8")
+    argv = ["play.txt", *SMALL, f"--document={document}", f"--windows={windows}"]
+    output = run.works(*argv, "--save=whole")
+    assert f"documents   play.txt: {says}\n" in output
+    kind = "random windows" if windows == "random" else "windows"
+    assert f"4 steps of 4 {kind}, " in output
+    run.works(*argv, "--steps=2", "--warmup=0", "--save=parts")
+    run.works("play.txt", "--resume=parts", "--steps=4", "--warmup=40", "--samples=0")
+    run.works(*argv, "--steps=2", "--warmup=0", "--save=again")
+    run.works("play.txt", "--resume=again", "--steps=4", "--warmup=40", "--samples=0")
+    both = [microgpt.load_model(name).params for name in ("parts", "again")]
+    assert both[0] == both[1] != microgpt.load_model("whole").params
+    assert microgpt.read_train_config("parts").document == document
+
+
+def test_line_ends_are_learned_written_and_given(run, folder):
+    (folder / "play.txt").write_text(PLAY, encoding="utf-8")
+    argv = ["play.txt", *SMALL, "--document=paragraph", "--save=play"]
+    output = run.works(*argv, "--prompt=ROMEO:\nA")
+    assert "\n--- new\nROMEO:\nA" in output
+    written = run.works("sample", "play", "--prompt=JULIET:\n", "--n=2", "--seed=1")
+    assert written.startswith("JULIET:\n") and written.count("\n\nJULIET:\n") == 1
+    assert written.endswith("\n\n")
+
+
+def test_of_a_file_what_stands_in_its_text_is_in_training(run, folder, monkeypatch):
+    (folder / "play.txt").write_text(PLAY, encoding="utf-8")
+    texts = iter(["Ah me!\n\nJUL", "Ah you!\n", ""])
+    monkeypatch.setattr(microgpt, "generate", lambda *args, **options: next(texts))
+    output = run.works("play.txt", *SMALL, "--document=file", "--samples=3")
+    assert "\n--- in training\nAh me!\n\nJUL\n\n--- new\nAh you!\n" in output
+    assert re.search(r"^    \(empty\) +new$", output, re.M)
+
+
+def test_folders_and_standard_input_are_texts(run, folder, monkeypatch):
+    (folder / "texts").mkdir()
+    (folder / "texts" / "more.txt").write_text("ada\nbob\n", encoding="utf-8")
+    (folder / "texts" / "picture.png").write_bytes(b"\0")
+    picture = os.path.join("texts", "picture.png")
+    stdin = SimpleNamespace(buffer=io.BytesIO("\n".join(NAMES).encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    output = run.works("texts", "-", *TINY[1:])
+    assert (
+        f"documents   texts, - (not text, so left out: a file, such as {picture}): "
+        "22 lines, of which 2 held out\n"
+    ) in output

@@ -1,10 +1,11 @@
-"""Chapter 17: the numbers that a training run prints are the right ones."""
+"""Chapter 18: the numbers that a training run prints are the right ones."""
 
 import math
 import os
 import random
 import re
 import sys
+import time
 from itertools import cycle
 from types import SimpleNamespace
 
@@ -94,7 +95,7 @@ def header_of(trainer, documents, held_out, engine):
     config = trainer.config
     s = trainer.model.config
     return f"""\
-documents   names.txt: {len(documents):,}, of which {len(held_out):,} held out
+documents   names.txt: {len(documents):,} lines, of which {len(held_out):,} held out
 characters  {n_letters:,}; {len(different):,} different ones: {shown}
 model       vocab_size {s.vocab_size}, block_size {s.block_size}, \
 n_layer {s.n_layer}, n_head {s.n_head}, n_embd {s.n_embd}
@@ -182,10 +183,19 @@ def test_all_that_it_says(run, folder, steps_take, documents, options):
 
 
 @pytest.mark.parametrize(
-    "columns, width", [(80, 79), (200, 79), (40, 39), (0, 79), (None, 79)]
+    "columns, pattern",
+    [
+        (80, r"\[#*\.*\]  N/72  loss \d\.\d+  [\d,]+ tokens/s  0:0\d left"),
+        (0, r"\[#*\.*\]  N/72  loss \d\.\d+  [\d,]+ tokens/s  0:0\d left"),
+        (None, r"\[#*\.*\]  N/72  loss \d\.\d+  [\d,]+ tokens/s  0:0\d left"),
+        (50, r"\[#*\.*\]  N/72  loss \d\.\d+  0:0\d left"),
+        (40, r"N/72  loss \d\.\d+  0:0\d left"),
+        (20, r"N/72  loss \d\.\d+"),
+        (10, r"N/72"),
+    ],
 )
 def test_on_a_terminal_one_live_line_is_rewritten_ten_times_a_second(
-    run, steps_take, monkeypatch, columns, width
+    run, steps_take, monkeypatch, columns, pattern
 ):
     def terminal_size(*file):
         if columns is None:
@@ -194,15 +204,80 @@ def test_on_a_terminal_one_live_line_is_rewritten_ten_times_a_second(
 
     monkeypatch.setattr(os, "get_terminal_size", terminal_size)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1)
+    monkeypatch.setenv("TERM", "dumb")
     steps_take(1 / 64)
     output = run.works("names.txt", "--n-embd=4", "--steps=72", "--samples=0")
-    lines = re.findall(r"\r([^\r\n]+)", output)
+    blank = " " * ((columns or 80) - 1)
+    lines = output.split(f"\r{blank}\r")[1:]
+    lines[-1], _ = lines[-1].split("\n\n", 1)
     shown = [*range(7, 72, 7), 72]  # 7 steps are the first that take over 0.1 s
     assert len(lines) == len(shown)
     for n, line in zip(shown, lines):
-        bar = "#" * (n // 6) + "." * (12 - n // 6)
-        assert line.startswith(f"[{bar}] {n}/72  loss ") and len(line) == width
-    assert "\n\n\r" + "\r".join(lines) + "\n\n" in output
+        assert re.fullmatch(pattern.replace("N", str(n)), line)
+        assert len(line) <= len(blank)
+        if "[" in line:
+            assert line.count("#") == n // 6 and line.index("]") == 13
+
+
+class Terminal:
+    """A terminal, as a file: it wraps long lines, anew whenever its width changes."""
+
+    def __init__(self, width):
+        self.width = width
+        self.rows = [""]
+
+    def write(self, text):
+        """The cursor is always at the end of the last row, or at its beginning."""
+        for code, up in re.findall(r"(\x1b\[(\d*)[AJ]|\r\x1b\[J|.|\n)", text, re.S):
+            if code == "\n":
+                self.rows.append("")
+            elif up:
+                del self.rows[-int(up) :]  # what follows erases them anyway
+            elif code == "\r\x1b[J":
+                self.rows[-1] = ""
+            else:
+                self.rows[-1] += code
+                self.wrap()
+
+    def wrap(self):
+        last = self.rows[-1]
+        starts = range(0, max(1, len(last)), self.width)
+        self.rows[-1:] = [last[i : i + self.width] for i in starts]
+
+    def fileno(self):
+        return 0
+
+    def flush(self):
+        pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such escape sequences")
+def test_the_live_line_stays_one_line_while_the_terminal_changes(monkeypatch):
+    terminal = Terminal(80)
+    terminal.write("above\n")
+    monkeypatch.setenv("TERM", "xterm")
+    line = microgpt.LiveLine(terminal)
+    monkeypatch.setattr(microgpt.LiveLine, "width", lambda line: terminal.width)
+    for width in (80, 40, 20, 79, 100, 20, 21, 200, 2):
+        terminal.width = width
+        terminal.wrap()
+        line.show("0123456789" * 15)
+        assert terminal.rows == ["above", ("0123456789" * 15)[: width - 1]]
+    line.show("")
+    assert terminal.rows == ["above", ""]
+
+
+@pytest.mark.parametrize("is_terminal, quiet", [(1, 0), (1, 1), (0, 0)])
+def test_what_takes_longer_than_a_second_is_shown_on_a_terminal(
+    monkeypatch, capsys, is_terminal, quiet
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: bool(is_terminal))
+    monkeypatch.setenv("TERM", "dumb")
+    with microgpt.waiting("counting", quiet):
+        time.sleep(1.5)
+    shown = capsys.readouterr().err.replace(" " * 79, "")
+    assert shown == ("\r\rcounting: 1 s\r\r" if is_terminal and not quiet else "")
 
 
 @pytest.mark.parametrize(
@@ -318,10 +393,21 @@ def test_the_share_of_copies_is_that_of_training_documents(
 
 @pytest.mark.parametrize(
     "text, shown",
-    [("a\nb\x1b[31m\r\tc", "a�b�[31m��c"), ("x" * 999, "x" * 999), ("", "(empty)")],
+    [
+        ("ab\x1b[31m\r\u202ec\u200cd", f"    {'ab�[31m��c‌d':25} new"),
+        ("x" * 999, f"    {'x' * 999} new"),
+        ("", f"    {'(empty)':24} new"),
+        ("猫は魚を", f"    猫は魚を{' ' * 16} new"),  # each takes two columns
+        ("กี่ปี", f"    กี่ปี{' ' * 22} new"),  # two of the five take none
+        ("a\n  b\x1bc", "--- new\na\n  b�c\n"),
+    ],
 )
-def test_a_sample_is_one_line_that_does_no_harm(run, monkeypatch, text, shown):
+def test_a_sample_does_no_harm_and_stays_aligned(run, monkeypatch, text, shown):
     monkeypatch.setattr(microgpt, "generate", lambda *args, **options: text)
     argv = ["names.txt", *arguments(MEAGRE)]
-    assert samples(run.works(*argv)) == [(shown, "new")]
-    assert run.works(*argv, "--quiet") == f"{text}\n"
+    assert f"\n\n{shown}\n\nloss " in run.works(*argv)
+    blank_line = "\n" if "\n" in text else ""
+    assert run.works(*argv, "--quiet") == f"{text}\n{blank_line}"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    on_terminal = microgpt.printable(text, allowed="\n\u200c")
+    assert run.works(*argv, "--quiet") == f"{on_terminal}\n{blank_line}"

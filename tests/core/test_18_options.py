@@ -1,4 +1,4 @@
-"""Chapter 17: every option of every command. It is taken, or refused by name."""
+"""Chapter 18: every option of every command. It is taken, or refused by name."""
 
 import inspect
 import os
@@ -19,11 +19,12 @@ MODEL = {"n_layer": 1, "n_head": 4, "n_embd": 16, "block_size": 16}
 MODEL.update(tokenizer="char", vocab_size=512)
 TRAINING = {"steps": 500, "batch_size": 4, "lr": 0.01, "warmup": 40}
 TRAINING.update(weight_decay=0.0, clip=1.0, val_fraction=0.1, eval_every=0)
-TRAINING.update(engine="tensor", workers=1, seed=42)
+TRAINING.update(engine="tensor", workers=1, seed=42, windows="consecutive")
 WRITING = {"samples": 20, "prompt": "", "temperature": 0.7, "top_k": 0, "top_p": 1.0}
 WRITING.update(max_tokens=200)
 SAVING = {"save": "", "resume": "", "quiet": False}
-ALL = {**MODEL, **TRAINING, **WRITING, **SAVING}
+TEXT = {"document": "line"}
+ALL = {**TEXT, **MODEL, **TRAINING, **WRITING, **SAVING}
 
 # Whatever else has defaults, of all that a program may import
 OTHER_DEFAULTS = """
@@ -36,14 +37,17 @@ OTHER_DEFAULTS = """
     FastAdamW(beta1=0.8, beta2=0.97, eps=1e-08, weight_decay=0.0)
     gradcheck(engine=None, step=1e-05, tolerance=1e-06)
     TrainConfig(steps=500, batch_size=4, lr=0.01, warmup=40, weight_decay=0.0, clip=1.0,
-        val_fraction=0.1, eval_every=0, engine='tensor', workers=1, seed=42)
+        val_fraction=0.1, eval_every=0, engine='tensor', workers=1, seed=42,
+        document='line', windows='consecutive')
     Trainer(config=None, engine=None) split_documents(val_fraction=0.1, seed=0)
+    hold_out_ends(val_fraction=0.1)
     evaluate(most=500) Sampling(temperature=1.0, top_k=0, top_p=1.0)
     stream(sampling=None, rng=None, end=None, max_tokens=200)
     generate(prompt='', seed=None, max_tokens=200)
     save_model(tokenizer=None, also=None, write=None) load_training(engine=None)
     write_tensors(dtype='F64') read_tensors(code='d') parameter_count(part='')
-    score(k=3) reading(copied=0.0) main(argv=None, engine=None, start=None)
+    score(k=3) reading(copied=0.0) load_documents(document='line')
+    main(argv=None, engine=None, start=None)
 """
 
 # An option, values that it refuses, and the least and the most that it takes.
@@ -94,7 +98,13 @@ def beginning():
 # How a command begins, what main() gets beside it, and the options that there are then.
 ENGINE = {"engine": my_engine()}
 START = {"start": beginning()}
-GROUPS = {"model": MODEL, "training": TRAINING, "writing": WRITING, "saving": SAVING}
+GROUPS = {
+    "text": TEXT,
+    "model": MODEL,
+    "training": TRAINING,
+    "writing": WRITING,
+    "saving": SAVING,
+}
 FOR_SAMPLE = {"writing": {**WRITING, "samples": 5, "seed": ""}}
 
 
@@ -276,7 +286,7 @@ def test_a_file_with_the_name_of_a_command_is_trained_on(run, name):
     os.rename("names.txt", name)
     for path in (name, os.path.join(".", name)):
         output = run.works(path, *TINY[1:])
-        assert f"documents   {path}: 20, of which 2 held out\n" in output
+        assert f"documents   {path}: 20 lines, of which 2 held out\n" in output
 
 
 def test_a_directory_with_the_name_of_a_command_is_not_in_the_way(run):
@@ -289,7 +299,7 @@ def test_a_directory_with_the_name_of_a_command_is_not_in_the_way(run):
 
 
 @pytest.mark.parametrize(
-    "word", ["nothing", "_common", "__init__", "tracing", "../microgpt", "a.b", "", "."]
+    "word", ["nothing", "_common", "__init__", "tracing", "../microgpt", "a.b", ""]
 )
 def test_a_word_that_is_neither_a_file_nor_a_command_is_a_missing_file(run, word):
     run.fails([word], repr(word))
