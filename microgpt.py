@@ -64,7 +64,7 @@ from collections import Counter, defaultdict, namedtuple
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, lru_cache, singledispatch
-from heapq import heappop, heappush, heapreplace, nlargest
+from heapq import heapify, heappop, heappush, heapreplace, nlargest
 
 __version__ = "0.3.0"
 
@@ -2187,8 +2187,8 @@ def learn_merges(words, alphabet, n_merges):
 
 
 # This counts all pairs again for each merge, which takes hours on a megabyte. The fast
-# form counts again only in words that the last merge has changed, and keeps the pairs
-# in a queue, with the most frequent first.
+# form counts only the pairs beside the new token, for all that changes is there. And it
+# keeps the pairs in a queue, with the most frequent first.
 #
 # It also writes tokens in another way, since Python's string methods are fast. A token
 # is a single character, chr(id). A word is a string of these, and a pair a string of
@@ -2203,21 +2203,14 @@ class PairCounts:
         self.words = words
         self.weights = weights  # how often each word occurs
         self.counts = Counter()
-        self.places = {}  # pair -> the words that have, or had, it
-        self.queue = []  # (-count, pair), where a count may be out of date: too high
-        self.count(range(len(words)), new="")
-
-    def count(self, changed, new):
-        """Count the pairs of changed words; only those with `new` can have grown."""
-        grown = defaultdict(set)
-        for i in changed:
-            for pair in pairs_of(self.words[i]):
-                self.counts[pair] += self.weights[i]
-                if new in pair:  # "" is in every pair
-                    grown[pair].add(i)
-        self.places.update(grown)
-        for pair in grown:
-            heappush(self.queue, (-self.counts[pair], pair))
+        self.places = defaultdict(set)  # pair -> the words that have, or had, it
+        for i, word in enumerate(words):
+            for pair in pairs_of(word):
+                self.counts[pair] += weights[i]
+                self.places[pair].add(i)
+        # The queue has (-count, pair). A count may be out of date: too high.
+        self.queue = [(-count, pair) for pair, count in self.counts.items()]
+        heapify(self.queue)
 
     def pop_most_frequent(self):
         """The pair that occurs most often, or None if no word has two tokens left.
@@ -2235,13 +2228,24 @@ class PairCounts:
         return None
 
     def merge(self, pair, new):
-        """Put the new token in place of the pair, in all words."""
-        changed = [i for i in self.places.pop(pair) if pair in self.words[i]]
-        for i in changed:
-            for old_pair in pairs_of(self.words[i]):
-                self.counts[old_pair] -= self.weights[i]
+        """Put the new token in place of the pair, in all words.
+
+        Each pair with the new token was one with half of the old pair. When l o becomes
+        lo, each "s lo" was "s l", each "lo w" was "o w", and each "lo lo" was "o l".
+        """
+        left, right = pair
+        grown = Counter()
+        for i in self.places.pop(pair):
             self.words[i] = self.words[i].replace(pair, new)
-        self.count(changed, new)
+            for new_pair in pairs_with(new, self.words[i]):
+                grown[new_pair] += self.weights[i]
+                self.places[new_pair].add(i)
+        for new_pair, count in grown.items():
+            old_pair = new_pair[0].replace(new, right) + new_pair[1].replace(new, left)
+            self.counts[old_pair] -= count
+            self.counts[new_pair] = count
+            heappush(self.queue, (-count, new_pair))
+        del self.counts[pair]
 
 
 def pairs_of(word):
@@ -2251,6 +2255,25 @@ def pairs_of(word):
     ['ab', 'bc']
     """
     return map(operator.add, word, word[1:])
+
+
+def pairs_with(token, word):
+    """The pairs that contain a token. `find` is fast, so a long word takes no loop.
+
+    >>> pairs_with("b", "aabbcc")
+    ['ab', 'bb', 'bc']
+    """
+    pairs = []
+    i = word.find(token)
+    while i >= 0:
+        before = word[i - 1 : i]
+        after = word[i + 1 : i + 2]
+        if before and before != token:
+            pairs.append(before + token)
+        if after:
+            pairs.append(token + after)
+        i = word.find(token, i + 1)
+    return pairs
 
 
 def byte_characters():
@@ -2334,7 +2357,8 @@ class BPETokenizer:
         for left, right in merges:
             pair = chr(vocab[left]) + chr(vocab[right])
             self.merged[pair] = chr(vocab[left + right])
-        self.ages = {pair: age for age, pair in enumerate(self.merged)}
+        self.pairs = list(self.merged)  # age -> pair
+        self.ages = {pair: age for age, pair in enumerate(self.pairs)}
         byte_values = {character: b for b, character in enumerate(BYTES)}
         self.token_bytes = {}
         for token, i in vocab.items():
@@ -2381,14 +2405,27 @@ class BPETokenizer:
         return ids
 
     def merge_piece(self, piece):
-        """A piece -> ids: merge the oldest pair that it has, again and again."""
+        """A piece -> ids: merge the oldest pair that it has, again and again.
+
+        The queue has the age of each pair, once for each place where the pair is. After
+        a merge, only pairs with the new token are new.
+        """
         word = "".join([self.byte_tokens[b] for b in piece.encode()])
-        while True:
-            known = [pair for pair in pairs_of(word) if pair in self.ages]
-            if not known:
-                return [ord(character) for character in word]
-            pair = min(known, key=self.ages.__getitem__)
-            word = word.replace(pair, self.merged[pair])
+        queue = [self.ages[pair] for pair in pairs_of(word) if pair in self.ages]
+        heapify(queue)
+        last = None
+        while queue:
+            age = heappop(queue)
+            if age == last:  # the same pair at another place, which is merged already
+                continue
+            last = age
+            pair = self.pairs[age]
+            new = self.merged[pair]
+            word = word.replace(pair, new)
+            for new_pair in pairs_with(new, word):
+                if new_pair in self.ages:
+                    heappush(queue, self.ages[new_pair])
+        return [ord(character) for character in word]
 
     def decode(self, ids):
         """Ids -> text. Bytes that are not UTF-8 (half a character) become U+FFFD."""

@@ -4,6 +4,7 @@ Characters that this Python does not know yet are left out. The library's Unicod
 newer, and may call letters what are none here.
 """
 
+import base64
 import json
 import random
 import sys
@@ -123,7 +124,17 @@ def pair(request, tmp_path_factory):
     return ours, opened(tmp_path_factory.mktemp("saved"), ours)
 
 
+RNG = random.Random(3)
+IDEOGRAPHS = [chr(i) for i in range(0x4E00, 0x4E00 + 1000)]
+RUNS = {  # without white space
+    "dna": "".join(RNG.choices("ACGT", k=20000)),
+    "ideographs": "".join(RNG.choices(IDEOGRAPHS, range(1000, 0, -1), k=6000)),
+    "base64": base64.b64encode(RNG.randbytes(20000)).decode(),
+    "aaa": "a" * 20001,
+    "abab": "ab" * 10000,
+}
 TRAINING = {
+    **{name: ([run], 1000) for name, run in RUNS.items()},
     "languages": (LANGUAGES, 400),
     "all": (LANGUAGES, 5000),
     "code": ([CODE], 1500),
@@ -137,7 +148,10 @@ TRAINING = {
 
 @pytest.mark.parametrize("documents, size", TRAINING.values(), ids=TRAINING)
 def test_the_same_texts_give_the_same_tokens(documents, size):
-    assert_same_tokens(BPETokenizer.train(documents, size), library(documents, size))
+    ours = BPETokenizer.train(documents, size)
+    theirs = library(documents, size)
+    assert_same_tokens(ours, theirs)
+    assert_same_ids(ours, theirs, ["".join(documents), *RUNS.values()])
 
 
 @pytest.mark.parametrize("alphabet", "ab|ab |ab c|aé |a \n|a1.|abcdefgh".split("|"))
