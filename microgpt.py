@@ -521,9 +521,12 @@ class Config:
     n_layer: int = 1
     n_head: int = 4
     n_embd: int = 16
+    tie_word_embeddings: bool = True  # False: the output has a table of its own
 
     def __post_init__(self):
         for name, value in vars(self).items():
+            if name == "tie_word_embeddings":
+                continue
             most = 999 if name == "n_layer" else 10**6
             if type(value) is not int or not 1 <= value <= most:
                 limits = f"a whole number from 1 to {most}"
@@ -559,6 +562,8 @@ def parameter_shapes(config):
     for name, shape in layers.items():
         shapes[f"{name}.weight"] = shape  # the weight of a layernorm is its gain
         shapes[f"{name}.bias"] = shape[:1]
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, C)
     return shapes
 
 
@@ -595,9 +600,13 @@ class GPT:
         if params is None:
             params = initial_params(config, random.Random(seed))
         self.params = params
-        for name in parameter_shapes(config):
-            if name not in self.params:
-                raise ValueError(f"the parameter {name} is missing")
+        shapes = parameter_shapes(config)
+        for name in sorted(params.keys() ^ shapes.keys()):  # that only one of them has
+            problem = "missing" if name in shapes else "not one of this Config"
+            raise ValueError(f"the parameter {name} is {problem}")
+        for name, shape in shapes.items():
+            if shape_of(params[name]) != shape:
+                raise ValueError(f"{name} is {shape_of(params[name])}: must be {shape}")
 
     def convert(self, function):
         """A copy of the model, with the function applied to every parameter."""
@@ -643,7 +652,10 @@ class GPT:
         for i in range(self.config.n_layer):
             x = self.block(f"h.{i}", x)  # [T, C]
         x = self.apply(layernorm, "ln_f", x)  # [T, C]
-        return linear(x, wte)  # [T, vocab_size]
+        tied = self.config.tie_word_embeddings
+        return linear(
+            x, wte if tied else self.params["lm_head.weight"]
+        )  # [T, vocab_size]
 
     def loss(self, windows):
         """The mean loss over all predictions in a list of windows."""
@@ -653,6 +665,13 @@ class GPT:
             logits.extend(self(window[:-1]))
             targets.extend(window[1:])
         return cross_entropy(logits, targets)
+
+
+def shape_of(x):
+    """(n,) for a row of n numbers, (n_rows, n) for rows."""
+    if hasattr(x, "shape"):  # it knows (Part II)
+        return tuple(x.shape)
+    return (len(x), len(x[0])) if hasattr(x[0], "__len__") else (len(x),)
 
 
 def for_each(function, x):
@@ -879,6 +898,11 @@ class Tensor:
 
     def __repr__(self):
         return f"Tensor(data={self.data}, grad={self.grad})"
+
+    @property
+    def shape(self):
+        """(n,) for a row of n numbers, (n_rows, n) for rows."""
+        return shape_of(self.data)
 
     def __len__(self):
         return len(self.data)
@@ -2445,13 +2469,29 @@ class BPETokenizer:
 # believed. Each thing that can be wrong has a message of its own.
 
 GPT2 = {  # what config.json must say, if it says anything, for the model to be ours
-    "model_type": "gpt2",
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
+    "model_type": ["gpt2"],
+    "activation_function": [  # transformers has several names for chapter 4's gelu
+        *("gelu_new", "gelu_pytorch_tanh", "gelu_accurate", "gelu_python_tanh"),
+        "gelu_fast",
+    ],
+    "layer_norm_epsilon": [1e-5],
+    "scale_attn_weights": [True],
+    "scale_attn_by_inverse_layer_idx": [False],
+    "tie_word_embeddings": [True, False],
 }
+SIZES = {  # ours: both names that config.json may use, the stronger first; the default
+    "vocab_size": ("vocab_size", "vocab_size", 50257),
+    "block_size": ("max_position_embeddings", "n_positions", 1024),
+    "n_layer": ("num_hidden_layers", "n_layer", 12),
+    "n_head": ("num_attention_heads", "n_head", 12),
+    "n_embd": ("hidden_size", "n_embd", 768),
+}
+MODEL = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+STALE = """
+generation_config.json special_tokens_map.json added_tokens.json chat_template.jinja
+adapter_config.json
+""".split()  # of another model: they would change what transformers makes of ours
 FLOATS = {"F64": ("d", 8), "F32": ("f", 4), "F16": ("e", 2), "BF16": ("f", 2)}
 MOST_PARAMETERS = 10**7  # larger models are kept in 4-byte floats, and only run here
 NEW = ".microgpt-new"
@@ -2516,8 +2556,13 @@ def move_into_place(directory):
         if os.path.islink(path):  # not ours: it could lead to anybody's files
             os.unlink(path)
     if os.path.isdir(saved):
-        for name in os.listdir(saved):
+        names = os.listdir(saved)
+        for name in names:
             os.replace(os.path.join(saved, name), os.path.join(directory, name))
+        if MODEL in names:
+            for name in STALE:
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(directory, name))
     shutil.rmtree(saved, ignore_errors=True)
     shutil.rmtree(new, ignore_errors=True)
 
@@ -2530,13 +2575,41 @@ def open_file(directory, name):
         try:
             yield file
         except KeyError as error:
-            message = printable(str(error)[:300])
-            raise ValueError(f"{path}: {message} is missing") from None
+            message = f"{error} is missing"
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            message = printable(str(error)[:300])
-            raise ValueError(f"{path}: {message}") from None
+            message = str(error)
         except RecursionError:
-            raise ValueError(f"{path}: it is nested too deep") from None
+            message = "it is nested too deep"
+        else:
+            return
+        message = what_is_there(file) or printable(message[:300])
+        raise ValueError(f"{path}: {message}")
+
+
+# What clones and downloads leave in the place of a file begins with one of these.
+INSTEAD = {
+    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file",
+    b"/annex/objects/": "a git-annex pointer; `git annex get` fetches the file",
+    b"<!doctype html": "an HTML page; download the file itself",
+    b"<html": "an HTML page; download the file itself",
+    b"PK\3\4": "a zip archive, as PyTorch makes; safetensors are needed",
+    b"\x80": "a Python pickle, as PyTorch makes; safetensors are needed",
+    b"\x1f\x8b": "compressed with gzip; unpack it",
+}
+
+
+def what_is_there(file):
+    """What stands in the place of a file that cannot be read, if it is well known."""
+    file.seek(0)
+    raw = file.read(1000).strip()
+    for beginning, what in INSTEAD.items():
+        if raw.lower().startswith(beginning.lower()):
+            return f"it is {what}"
+    if not raw:
+        return "it is empty"
+    if raw.isascii() and b" " in raw and raw[:1].isalnum() and len(raw) < 100:
+        return f"it is not the file, but says {printable(raw.decode())!r}"
+    return None
 
 
 def open_newest(directory, name):
@@ -2564,20 +2637,27 @@ def parse_json(raw):
             raise ValueError("a key appears twice")
         return contents
 
-    contents = json.loads(raw, object_pairs_hook=reject_duplicates)
+    try:
+        contents = json.loads(raw, object_pairs_hook=reject_duplicates)
+    except json.JSONDecodeError as error:
+        if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated"):
+            raise ValueError("it is cut off") from None
+        raise
     if not isinstance(contents, dict):
         raise ValueError("it is not a JSON object")
     return contents
 
 
-def to_json(**contents):
-    """A JSON file, as the pieces of bytes that save_files takes."""
-    return [json.dumps(contents, indent=2).encode()]
+def to_json(contents):
+    """A JSON file, as transformers lays it out -> pieces of bytes for save_files."""
+    text = json.dumps(contents, indent=2, ensure_ascii=False)
+    return [text.encode("utf-8", "surrogatepass"), b"\n"]
 
 
 # A .safetensors file has three parts: the length of the header, in 8 bytes; the header,
 # JSON that gives each tensor's dtype, shape and data_offsets [start, stop]; and the
-# numbers, row by row, without gaps. All numbers are little-endian. In GPT-2's files the
+# numbers, row by row, without gaps. All numbers are little-endian. (The safetensors
+# library sorts tensors by name, so we do, too.) In GPT-2's files the
 # weights of linear layers are [n_in, n_out], the transpose of what they are here.
 
 
@@ -2585,11 +2665,13 @@ def write_tensors(tensors, dtype="F64", **metadata):
     """{name: row or rows} -> the pieces of a .safetensors file. F64 loses nothing."""
     header = {"__metadata__": {"format": "pt", **metadata}}
     stop = 0
+    tensors = dict(sorted(tensors.items()))
     for name, x in tensors.items():
         shape = (len(x), len(x[0])) if hasattr(x[0], "__len__") else (len(x),)
         header[name] = tensor_entry(name, shape, dtype, stop)
         stop = header[name]["data_offsets"][1]
-    text = json.dumps(header).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers begin at a multiple of 8
     yield len(text).to_bytes(8, "little") + text
     for name, x in tensors.items():
         for row in zip(*x) if is_linear_weight(name) else to_rows(x):
@@ -2615,35 +2697,39 @@ def tensor_entry(name, shape, dtype, start):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
 
 
-def read_tensors(file, shapes, code="d"):
+def read_tensors(file, shapes, code=None, is_part=False):
     """A .safetensors file of just these shapes -> ({name: row or rows}, metadata).
 
-    Many numbers become arrays with this type code, few become lists.
+    Rows are lists or, with a type code, arrays. A part of a model may lack some of the
+    shapes, and have tensors that are of no use here.
     """
     header, n_bytes = read_header(file)
     metadata = {**header.pop("__metadata__", {})}
-    large = sum(map(math.prod, shapes.values())) > MOST_PARAMETERS
     tensors = {}
     place = 0
-    for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
-        entry = header[name]
-        name = name[12:] if name.startswith("transformer.") else name
-        if re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):
-            place = skip_mask(file, name, entry, place, n_bytes)
-            continue
+    for full_name in sorted(header, key=lambda name: header[name]["data_offsets"]):
+        entry = header[full_name]
+        name = full_name
+        if name.startswith("transformer."):
+            name = name[12:]
+        elif f"transformer.{name}" in header:
+            name = "another " + name  # the longer name counts, as in transformers
         if name not in shapes:
-            raise ValueError(f"tensor {name!r} is not one of a model of this shape")
-        if name in tensors:
-            raise ValueError(f"tensor {name!r} appears twice")
+            if not is_part:
+                raise ValueError(f"tensor {name!r} is not one of a model of this shape")
+            place = skip_tensor(file, name, entry, place, n_bytes)
+            continue
         numbers = read_numbers(file, name, shapes[name], entry, place, n_bytes)
         place = entry["data_offsets"][1]
-        tensors[name] = to_table(name, numbers, shapes[name], code if large else None)
+        tensors[name] = to_table(name, numbers, shapes[name], code)
         for row in to_rows(tensors[name]):
             if not all(map(math.isfinite, row)):
                 raise ValueError(f"tensor {name!r} has numbers that are not finite")
     if place != n_bytes:
         raise ValueError(f"its tensors end at {place:,} of {n_bytes:,} bytes")
-    return {name: tensors[name] for name in shapes}, metadata
+    if not is_part:
+        tensors = {name: tensors[name] for name in shapes}
+    return tensors, metadata
 
 
 def read_header(file):
@@ -2651,15 +2737,18 @@ def read_header(file):
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if not 0 < length <= min(size - 8, 10**8):
-        raise ValueError(f"its {size:,} bytes cannot have a header of {length:,}")
+        raise ValueError(
+            f"its {size:,} bytes cannot have a header of {length:,}: it is cut off, or "
+            "not a .safetensors file"
+        )
     return parse_json(file.read(length)), size - 8 - length
 
 
-def skip_mask(file, name, entry, place, n_bytes):
-    """2) Old files keep a causal mask in each block. Nothing in it is needed."""
+def skip_tensor(file, name, entry, place, n_bytes):
+    """2) A tensor that is of no use, such as the causal masks in old files."""
     start, stop = entry["data_offsets"]
     if not start == place <= stop <= n_bytes:
-        raise ValueError(f"tensor {name!r} leaves a gap, or overlaps with another")
+        raise ValueError(f"tensor {name!r} leaves a gap, overlaps, or is cut off")
     file.seek(stop - start, os.SEEK_CUR)
     return stop
 
@@ -2676,7 +2765,8 @@ def read_numbers(file, name, shape, entry, place, n_bytes):
     start, stop = expected["data_offsets"]
     if stop > n_bytes:
         raise ValueError(
-            f"tensor {name!r} ends at {stop:,}, but there are {n_bytes:,} bytes"
+            f"tensor {name!r} ends at {stop:,}, but there are {n_bytes:,} bytes: it is "
+            "cut off"
         )
     return to_floats(file.read(stop - start), dtype)
 
@@ -2723,16 +2813,15 @@ def save_model(model, directory, tokenizer=None, also=None, write=None, **metada
     files = dict(also or {})
     if tokenizer:
         files.update(tokenizer_files(tokenizer))
-    files["config.json"] = to_json(
-        **GPT2,
-        **asdict(config),
-        n_positions=config.block_size,
-        bos_token_id=end,
-        eos_token_id=end,
-        architectures=["GPT2LMHeadModel"],
-        dtype=dtype.replace("F", "float"),
-    )
-    files["model.safetensors"] = write(model.params, dtype, **metadata)
+    about = {name: values[0] for name, values in GPT2.items()}
+    about.update(asdict(config))
+    about["n_positions"] = config.block_size
+    about["bos_token_id"] = end
+    about["eos_token_id"] = end
+    about["architectures"] = ["GPT2LMHeadModel"]
+    about["dtype"] = dtype.replace("F", "float")
+    files["config.json"] = to_json(dict(sorted(about.items())))
+    files[MODEL] = write(model.params, dtype, **metadata)
     save_files(directory, files)
 
 
@@ -2748,20 +2837,84 @@ def load_model(directory):
 def read_model(directory):
     """-> (the GPT, the metadata of its file)"""
     with open_file(directory, "config.json") as file:
-        found = parse_json(file.read())
-        sizes = {"block_size": found["n_positions"]}
-        for name in ("vocab_size", "n_layer", "n_head", "n_embd"):
-            sizes[name] = found[name]
-        config = Config(**sizes)
-        for name, ours in GPT2.items():
-            if found.get(name, ours) != ours:
-                raise ValueError(f"{name} is {found[name]!r}: must be {ours!r}")
-        n_inner = found.get("n_inner")
-        if n_inner not in (None, 4 * config.n_embd):
-            raise ValueError(f"n_inner is {n_inner!r}: must be {4 * config.n_embd}")
-    with open_file(directory, "model.safetensors") as file:
-        params, metadata = read_tensors(file, parameter_shapes(config), "f")
+        config = read_config(parse_json(file.read()))
+    shapes = parameter_shapes(replace(config, tie_word_embeddings=False))
+    code = "f" if parameter_count(config) > MOST_PARAMETERS else None
+    params = {}
+    metadata = {}
+    names = files_of_tensors(directory)
+    for name in names:
+        with open_file(directory, name) as file:
+            tensors, metadata = read_tensors(file, shapes, code, is_part=True)
+            params.update(tensors)
+    with open_file(directory, names[-1]):  # which gives its name to an error
+        config = settle_head(config, params)
+        params = {name: params[name] for name in parameter_shapes(config)}
     return GPT(config, params), metadata
+
+
+def read_config(found):
+    """What config.json says -> a Config, if it is of a kind that we have."""
+    sizes = {}
+    for name, (stronger, other, default) in SIZES.items():
+        sizes[name] = found.get(stronger, found.get(other, default))
+    tied = found.get("tie_word_embeddings", True)
+    config = Config(**sizes, tie_word_embeddings=tied)
+    for name, ours in GPT2.items():
+        value = found.get(name, ours[0])
+        if value not in ours or type(value) is not type(ours[0]):
+            raise ValueError(f"{name} is {value!r}: must be {ours[0]!r}")
+    n_inner = found.get("n_inner")
+    if n_inner not in (None, 4 * config.n_embd):
+        raise ValueError(f"n_inner is {n_inner!r}: must be {4 * config.n_embd}")
+    return config
+
+
+def files_of_tensors(directory):
+    """The names of a model's files: one, or several that an index lists."""
+
+    def is_there(name):
+        places = (os.path.join(directory, SAVED), directory)
+        return any(os.path.exists(os.path.join(place, name)) for place in places)
+
+    if is_there(MODEL):
+        return [MODEL]
+    if is_there(INDEX):
+        with open_file(directory, INDEX) as file:
+            names = sorted(set(parse_json(file.read())["weight_map"].values()))
+            for name in names:
+                if os.path.basename(name) != name or not name.endswith(".safetensors"):
+                    raise ValueError(f"{name!r} is not the name of a file beside it")
+            return names or [MODEL]
+    if is_there("pytorch_model.bin"):
+        raise ValueError(
+            f"{directory} has its numbers in pytorch_model.bin, a pickle, which could "
+            "run any program when it is opened. If you trust it, convert it: python -c "
+            '"from transformers import AutoModelForCausalLM as M; '
+            f'M.from_pretrained({str(directory)!r}).save_pretrained({str(directory)!r})"'
+        )
+    return [MODEL]
+
+
+def settle_head(config, params):
+    """Is the output tied to the token embeddings? The tensors decide, as there.
+
+    A tied model's file may hold the table twice, or only under the name of the head.
+    If it holds two tables that differ, the model is not tied, whatever config.json
+    says. -> the Config that the tensors have
+    """
+    head = params.get("lm_head.weight")
+    if not config.tie_word_embeddings:
+        if head is None:
+            raise ValueError(
+                "lm_head.weight is missing, though tie_word_embeddings is false"
+            )
+        return config
+    if head is None:
+        return config
+    if params.setdefault("wte.weight", head) == head:
+        return config
+    return replace(config, tie_word_embeddings=False)
 
 
 def parameter_count(config, part=""):
@@ -2778,34 +2931,129 @@ def parameter_count(config, part=""):
     return count
 
 
+class WiderTokenizer:
+    """A tokenizer and more tokens: such as [PAD], added later, or ids without a text.
+
+    A text is first cut at the added tokens, {text: is it normalized?}. Those that are
+    not normalized come first, and of two that begin at one place, the longer. An id
+    that no token has is written as nothing. All this is as in transformers.
+    """
+
+    def __init__(self, tokenizer, added):
+        self.tokenizer = tokenizer
+        self.added = {END: False, **added}
+        self.vocab = dict(tokenizer.vocab)
+        for text in self.added:
+            if text not in self.vocab:
+                free = set(range(len(self.vocab) + 1)) - set(self.vocab.values())
+                self.vocab[text] = min(free)
+        self.vocab_size = len(self.vocab)
+        self.end = tokenizer.end
+        self.texts = {i: text for text, i in self.vocab.items()}
+
+    def encode(self, text):
+        """Text -> ids."""
+        ids = []
+        for part in self.cut(text, is_normalized=False):
+            parts = [part]
+            if part not in self.added:
+                parts = self.cut(part, is_normalized=True)
+            for part in parts:
+                if part in self.added:
+                    ids.append(self.vocab[part])
+                else:
+                    ids.extend(self.tokenizer.encode(part))
+        return ids
+
+    def cut(self, text, is_normalized):
+        """A text -> its parts, some of which are added tokens."""
+        added = [
+            x for x, normalized in self.added.items() if normalized == is_normalized
+        ]
+        longest_first = sorted(filter(None, added), key=len, reverse=True)
+        if not longest_first:
+            return [text]
+        return re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+
+    def decode(self, ids):
+        """Ids -> text."""
+        known = [i for i in ids if i in self.texts]
+        if isinstance(self.tokenizer, CharTokenizer):
+            return "".join(self.texts[i] for i in known)
+        return b"".join(map(self.bytes_of, known)).decode(errors="replace")
+
+    def bytes_of(self, i):
+        """A token's bytes. An added token may be written in GPT-2's characters, too."""
+        if i in self.tokenizer.token_bytes:
+            return self.tokenizer.token_bytes[i]
+        text = self.texts[i]
+        if set(text) <= set(BYTES):
+            return bytes(map(BYTES.index, text))
+        return text.encode()
+
+
 def tokenizer_files(tokenizer):
-    """The two files of a tokenizer. Characters are a BPE that merges nothing."""
+    """The two files of a tokenizer, laid out as the tokenizers library does.
+
+    Characters are a BPE that merges nothing.
+    """
+    added = {END: False}
+    plain = tokenizer
+    if isinstance(tokenizer, WiderTokenizer):
+        added = tokenizer.added
+        plain = tokenizer.tokenizer
     merges = []
     pre_tokenizer = None
     decoder = {"type": "Fuse"}
-    if isinstance(tokenizer, BPETokenizer):
-        merges = [" ".join(pair) for pair in tokenizer.merges]
-        decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    if isinstance(plain, BPETokenizer):
+        merges = plain.merges
+        decoder = {"type": "ByteLevel", "add_prefix_space": False}
+        decoder.update({"trim_offsets": True, "use_regex": True})
         pre_tokenizer = decoder
-    end = {"id": tokenizer.end, "content": END, "special": True}
-    for flag in ("single_word", "lstrip", "rstrip", "normalized"):
-        end[flag] = False
-    return {
-        "tokenizer.json": to_json(
-            version="1.0",
-            pre_tokenizer=pre_tokenizer,
-            decoder=decoder,
-            added_tokens=[end],
-            model={"type": "BPE", "vocab": tokenizer.vocab, "merges": merges},
-        ),
-        "tokenizer_config.json": to_json(
-            tokenizer_class="PreTrainedTokenizerFast",
-            bos_token=END,
-            eos_token=END,
-            clean_up_tokenization_spaces=False,
-            model_input_names=["input_ids", "attention_mask"],
-        ),
+    model = {"type": "BPE"}
+    for (
+        name
+    ) in "dropout unk_token continuing_subword_prefix end_of_word_suffix".split():
+        model[name] = None
+    for name in ("fuse_unk", "byte_fallback", "ignore_merges"):
+        model[name] = False
+    model["vocab"] = dict(sorted(plain.vocab.items(), key=operator.itemgetter(1)))
+    model["merges"] = merges
+    entries = [
+        added_token(i, text, added[text]) for text, i in sorted_ids(tokenizer, added)
+    ]
+    contents = {"version": "1.0", "truncation": None, "padding": None}
+    contents["added_tokens"] = entries
+    contents["normalizer"] = None
+    contents["pre_tokenizer"] = pre_tokenizer
+    contents["post_processor"] = None
+    contents["decoder"] = decoder
+    contents["model"] = model
+    text, _ = to_json(contents)
+    settings = {
+        "bos_token": END,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": END,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "tokenizer_class": "PreTrainedTokenizerFast",
     }
+    return {"tokenizer.json": [text], "tokenizer_config.json": to_json(settings)}
+
+
+def sorted_ids(tokenizer, added):
+    """[(text, id)] of the added tokens, in the order of their ids."""
+    ids = [(text, tokenizer.vocab[text]) for text in added]
+    return sorted(ids, key=operator.itemgetter(1))
+
+
+def added_token(i, text, is_normalized):
+    """What tokenizer.json says of an added token."""
+    entry = {"id": i, "content": text}
+    for flag in ("single_word", "lstrip", "rstrip"):
+        entry[flag] = False
+    entry["normalized"] = is_normalized
+    entry["special"] = not is_normalized
+    return entry
 
 
 def load_tokenizer(directory):
@@ -2815,36 +3063,59 @@ def load_tokenizer(directory):
     """
     try:
         with open_file(directory, "tokenizer.json") as file:
-            tokenizer = tokenizer_from_json(parse_json(file.read()))
+            plain, added = tokenizer_from_json(parse_json(file.read()))
     except FileNotFoundError:
         if not os.path.exists(os.path.join(directory, "vocab.json")):
             raise
-        with open_file(directory, "vocab.json") as file:
-            vocab = parse_json(file.read())
-            check_ids(vocab)
-        with open_file(directory, "merges.txt") as file:
-            lines = file.read().decode().split("\n")
-            merges = [x for x in lines if x and not x.startswith("#version")]
-            tokenizer = build_tokenizer(vocab, merges, is_bytewise=True)
+        plain, added = tokenizer_from_older_files(directory)
+    wider = WiderTokenizer(plain, added)
+    tokenizer = wider if added.keys() - {END} else plain
     with suppress(FileNotFoundError), open_file(directory, "config.json") as file:
-        vocab_size = parse_json(file.read())["vocab_size"]
-        if vocab_size != tokenizer.vocab_size:
+        config = read_config(parse_json(file.read()))
+        n_more = config.vocab_size - tokenizer.vocab_size
+        if -len(added) <= n_more < 0 or (n_more > 0 and config.vocab_size % 8 == 0):
+            return wider  # other ids than the tokenizer's may turn up
+        if n_more != 0:
             raise ValueError(
-                f"the model has {vocab_size!r} tokens, and the tokenizer beside it "
+                f"the model has {config.vocab_size} tokens, the tokenizer beside it "
                 f"{tokenizer.vocab_size}: they do not belong together"
             )
     return tokenizer
+
+
+def tokenizer_from_older_files(directory):
+    """-> the tokenizer of vocab.json and merges.txt, and its added tokens"""
+    with open_file(directory, "vocab.json") as file:
+        vocab = parse_json(file.read())
+        check_ids(vocab)
+        vocab.setdefault(END, len(vocab))
+    with open_file(directory, "merges.txt") as file:
+        lines = file.read().decode().replace("\r\n", "\n").split("\n")
+        merges = [x for x in lines if x and not x.startswith("#version")]
+        tokenizer = build_tokenizer(vocab, merges, is_bytewise=True)
+    added = {}
+    with suppress(FileNotFoundError), open_file(directory, "added_tokens.json") as file:
+        ids = parse_json(file.read())
+        added = dict.fromkeys(sorted(ids, key=ids.get), True)
+    special = {}
+    name = "special_tokens_map.json"
+    with suppress(FileNotFoundError), open_file(directory, name) as file:
+        for token in parse_json(file.read()).values():
+            for x in token if isinstance(token, list) else [token]:
+                special[x["content"] if isinstance(x, dict) else x] = False
+    return tokenizer, {**added, **special}
 
 
 def tokenizer_from_json(found):
     """What tokenizer.json says -> a tokenizer, if it is of a kind that we have.
 
     The tokenizers library has many settings. Each of those below would cut texts
-    another way than ours, so it must be off.
+    another way than ours, so it must be off. -> the tokenizer, and its added tokens
     """
     model = found["model"]
     pre_tokenizer = found.get("pre_tokenizer")
     kind = pre_tokenizer or {"type": "ByteLevel", "add_prefix_space": False}
+    post_processor = found.get("post_processor") or {}
     settings = {}
     for name in "dropout ignore_merges end_of_word_suffix".split():
         settings[name] = model.get(name)
@@ -2854,19 +3125,23 @@ def tokenizer_from_json(found):
     settings["use_regex: false"] = not kind.get("use_regex", True)
     settings["a model that is not BPE"] = model.get("type", "BPE") != "BPE"
     settings["a pre-tokenizer that is not ByteLevel"] = kind["type"] != "ByteLevel"
+    settings["a post-processor that adds tokens"] = post_processor.get("special_tokens")
+    added = {}
     for token in found["added_tokens"]:
-        settings[f"the special token {token['content']}"] = token["content"] != END
+        added[token["content"]] = token.get("normalized", False)
         for flag in ("single_word", "lstrip", "rstrip"):
             settings[flag] = settings.get(flag) or token.get(flag)
     for name, is_on in settings.items():
         if is_on:
             raise ValueError(f"it is not GPT-2's kind of tokenizer: it has {name}")
-    ends = [token["id"] for token in found["added_tokens"]]
-    if len(ends) != 1:
-        raise ValueError(f"it must have one special token, {END}, not {len(ends)}")
-    vocab = {**model["vocab"], END: ends[0]}
-    check_ids(vocab)
-    return build_tokenizer(vocab, model["merges"], pre_tokenizer is not None)
+    check_ids(model["vocab"])
+    vocab = dict(model["vocab"])
+    if END not in vocab:
+        new = [text for text in added if text not in vocab]  # whatever ids they claim
+        if END not in new:
+            raise ValueError(f"it has no token {END}")
+        vocab[END] = len(vocab) + new.index(END)
+    return build_tokenizer(vocab, model["merges"], pre_tokenizer is not None), added
 
 
 def check_ids(vocab):
@@ -2936,7 +3211,8 @@ def load_training(directory, documents, engine=None, **changes):
     for name, shape in parameter_shapes(model.config).items():
         shapes[f"m.{name}"] = shapes[f"v.{name}"] = shape
     with open_file(directory, "trainer.safetensors") as file:
-        moments, state = read_tensors(file, shapes)
+        code = "d" if 2 * parameter_count(model.config) > MOST_PARAMETERS else None
+        moments, state = read_tensors(file, shapes, code)
         check_moments(moments)
         saved_config = TrainConfig(**parse_json(state["config"]))
         step = state["step"]

@@ -143,6 +143,7 @@ def test_a_config_has_limits_and_defaults_and_cannot_be_changed():
     Config(1, 1, 1, 1, 1)
     Config(10**6, 10**6, 999, 10**6, 10**6)
     small = {"block_size": 16, "n_layer": 1, "n_head": 4, "n_embd": 16}
+    small["tie_word_embeddings"] = True
     assert defaults(Config) == small
     with pytest.raises(AttributeError):
         GPT2_SMALL.n_layer = 2

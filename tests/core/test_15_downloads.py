@@ -46,7 +46,7 @@ INSTEAD = {  # what is made of the file, and what the message must say
     "no page": (lambda raw: b"404: Not Found", "404: Not Found"),
     "nothing": (lambda raw: b"", r"\bempty\b"),
     "half of it": (lambda raw: raw[: len(raw) // 2], r"\bcut off\b"),
-    "one byte less": (lambda raw: raw[:-1], r"\bcut off\b"),
+    "one byte less": (lambda raw: raw.rstrip(b"\n")[:-1], r"\bcut off\b"),
     "one byte": (lambda raw: raw[:1], r"\bcut off\b"),
     "a zip": (zipped, r"\bzip\b"),
     "a pickle": (lambda raw: pickle.dumps({"a": raw}, 2), r"\bpickle\b"),

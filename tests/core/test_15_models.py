@@ -187,12 +187,23 @@ TOKENIZER_CONFIG = """{
     "model_input_names": ["input_ids", "attention_mask"]
 }"""
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+BYTE_LEVEL.update(use_regex=True)
+
+
+def without_what_is_off(found):
+    """A tokenizer without the settings that are written to say that they are off."""
+    off = "truncation padding normalizer post_processor dropout unk_token fuse_unk"
+    off += " continuing_subword_prefix end_of_word_suffix byte_fallback ignore_merges"
+    for part in (found, found["model"]):
+        for name in set(off.split()) & set(part):
+            assert not part.pop(name)
+    return found
 
 
 def test_the_tokenizer_is_one_of_the_tokenizers_library(tmp_path):
     save_model(random_model(Config(4)), tmp_path, ABC)
     found = json.loads((tmp_path / "tokenizer.json").read_bytes())
-    assert found == json.loads(TOKENIZER)
+    assert without_what_is_off(found) == json.loads(TOKENIZER)
     found = json.loads((tmp_path / "tokenizer_config.json").read_bytes())
     assert found == json.loads(TOKENIZER_CONFIG)
     save_model(random_model(Config(257)), tmp_path, end_first())
@@ -370,8 +381,8 @@ def test_the_two_older_files_of_gpt2_are_a_tokenizer(saved, lines):
     assert (loaded.vocab, loaded.merges) == (tokenizer.vocab, tokenizer.merges)
 
 
-def merges_as_pairs(found):
-    found["model"]["merges"] = [pair.split() for pair in found["model"]["merges"]]
+def merges_as_strings(found):
+    found["model"]["merges"] = [" ".join(pair) for pair in found["model"]["merges"]]
 
 
 def end_among_added_tokens_only(found):
@@ -393,7 +404,7 @@ def use_regex(found):
 
 @pytest.mark.parametrize(
     "change",
-    [merges_as_pairs, end_among_added_tokens_only, no_type, settings_that_are_off]
+    [merges_as_strings, end_among_added_tokens_only, no_type, settings_that_are_off]
     + [use_regex],
 )
 def test_a_tokenizer_may_be_written_in_other_ways(saved, change):

@@ -24,12 +24,13 @@ WRITING = {"samples": 20, "prompt": "", "temperature": 0.7, "top_k": 0, "top_p":
 WRITING.update(max_tokens=200)
 SAVING = {"save": "", "resume": "", "quiet": False}
 TEXT = {"document": "line"}
-ALL = {**TEXT, **MODEL, **TRAINING, **WRITING, **SAVING}
+ALL = {"tie_word_embeddings": True, **TEXT, **MODEL, **TRAINING, **WRITING, **SAVING}
 
 # Whatever else has defaults, of all that a program may import
 OTHER_DEFAULTS = """
     Value(children=(), local_grads=()) slope(step=1e-05) linear(bias=None)
-    layernorm(eps=1e-05) Config(block_size=16, n_layer=1, n_head=4, n_embd=16)
+    layernorm(eps=1e-05) Config(block_size=16, n_layer=1, n_head=4, n_embd=16,
+        tie_word_embeddings=True)
     GPT(params=None, seed=0)
     AdamW(beta1=0.8, beta2=0.97, eps=1e-08, weight_decay=0.0) learning_rate(warmup=0)
     write(prompt='', temperature=1.0, max_tokens=100) tutorial(path='data/names.txt')
@@ -45,7 +46,8 @@ OTHER_DEFAULTS = """
     stream(sampling=None, rng=None, end=None, max_tokens=200)
     generate(prompt='', seed=None, max_tokens=200)
     save_model(tokenizer=None, also=None, write=None) load_training(engine=None)
-    write_tensors(dtype='F64') read_tensors(code='d') parameter_count(part='')
+    write_tensors(dtype='F64') read_tensors(code=None, is_part=False)
+    parameter_count(part='')
     score(k=3) reading(copied=0.0) load_documents(document='line')
     main(argv=None, engine=None, start=None)
 """

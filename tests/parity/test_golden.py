@@ -27,7 +27,7 @@ def golden(x):
 
 def model_of(case):
     """A microgpt model with a copy of the case's parameters."""
-    shape = {name: case[name] for name in Config.__dataclass_fields__}
+    shape = {name: case[name] for name in Config.__dataclass_fields__ if name in case}
     return microgpt.GPT(Config(**shape), copy.deepcopy(case["params"]))
 
 

@@ -266,7 +266,6 @@ def test_what_went_there_and_back_is_what_it_was(tmp_path):
         ("layer_norm_epsilon", 1e-6),
         ("n_inner", 7),
         ("scale_attn_weights", False),
-        ("tie_word_embeddings", False),
     ],
 )
 def test_their_model_of_another_kind_is_refused(tmp_path, name, value):
