@@ -31,12 +31,15 @@ import asyncio
 import math
 import os
 import sys
+from itertools import takewhile
 
 from _common import (
     add_directory,
     count,
+    fit,
     load,
     make_parser,
+    paragraph,
     perplexity,
     run_command,
     visible,
@@ -52,12 +55,14 @@ from microgpt import END, mean, score
 def suggest(model, tokenizer, text, k, max_tokens):
     """The likeliest ways to go on: [(what to insert, what to show, probability), ...].
 
-    The inserted text has no sign for the end, and no part of a character.
+    The inserted text has no sign for the end, and no part of a character. It stops
+    before a character that could move the cursor.
     """
     suggestions = []
     for way, p in completions(model, tokenizer, text, k, max_tokens):
         inserted = way.replace(END, "").rstrip("\ufffd")
-        suggestions.append((inserted, with_sign(way), p))
+        safe = takewhile(lambda c: visible(c) == c, inserted)
+        suggestions.append(("".join(safe), with_sign(way), p))
     return suggestions
 
 
@@ -135,7 +140,7 @@ class BottomLine:
         if text not in self.lines and not self.is_busy:
             self.is_busy = True
             app.create_background_task(self.compute(app, text))
-        return self.lines.get(text, "next: ...")
+        return fit(self.lines.get(text, "next: ..."))
 
     async def compute(self, app, text):
         """Compute a line and redraw, which also handles what was typed meanwhile."""
@@ -153,13 +158,14 @@ class BottomLine:
 
 def converse(prompt, model, tokenizer):
     """Read lines and print how likely each one is, until Ctrl-D or Ctrl-C."""
-    print("Tab and the arrow keys choose, Enter accepts the line, Ctrl-D quits.")
+    keys = "Tab and the arrow keys choose, Enter accepts the line, Ctrl-D quits."
+    print(paragraph(keys))
     while True:
         try:
             line = prompt.prompt()
         except (EOFError, KeyboardInterrupt):
             return
-        print(f"  {verdict(model, tokenizer, line)}", flush=True)
+        print(paragraph(verdict(model, tokenizer, line), "  ", "  "), flush=True)
 
 
 # --- The command ----------------------------------------------------------------------
@@ -179,7 +185,8 @@ def answer_lines(model, tokenizer, lines, k, max_tokens):
             continue
         print(visible(text))
         for _, shown, p in ways:
-            print(row(visible(text) + shown, p), flush=True)
+            answer = row(visible(text) + shown, p)
+            print(fit(answer) if sys.stdout.isatty() else answer, flush=True)
     return status
 
 

@@ -24,6 +24,7 @@ from _common import (
     run_command,
     visible,
     waiting,
+    width,
 )
 
 from microgpt import END, CachedGPT, softmax
@@ -135,6 +136,8 @@ def percent(p):
 
 def row(shown, p):
     """A line for a text as it is shown, and its probability."""
+    if width() < 40:
+        return f"{percent(p):7}  {shown}"
     return f"  {percent(p):>9}  {shown}"
 
 

@@ -36,10 +36,13 @@ from collections import namedtuple
 from itertools import permutations
 
 from _common import (
+    fit,
     load,
     make_parser,
+    paragraph,
     progress,
     run_command,
+    visible,
     waiting,
     write_whole,
 )
@@ -378,8 +381,7 @@ def write_samples(axes, found, most=3):
     for v in found:
         lines = []
         for text in list(dict.fromkeys(v.samples))[:most]:
-            text = repr(text)[1:-1]
-            lines.append(text if len(text) < 11 else text[:9] + "\u2026")
+            lines.append(fit(repr(text)[1:-1], 10, "\u2026"))
         place = (v.temperature, 0)
         axes.annotate("\n".join(lines), place, (0, -40), ha="center", **below)
     place = (found[-1].temperature + 0.1, 0)
@@ -425,7 +427,7 @@ def draw(options, documents, save):
     if trainer is not None:
         losses, held_out, scale = learn(trainer)
         counted = ", ".join(f"{name} {loss:.3f}" for name, loss in scale.items())
-        print(f"baselines   {counted}")
+        print(paragraph(f"baselines   {counted}"))
         save("loss.png", draw_loss, losses, held_out, scale)
 
     with waiting("computing the attention"):
@@ -453,7 +455,8 @@ def write_at_all_temperatures(model, tokenizer, options, known):
     for t in TEMPERATURES:
         v = variety(model, tokenizer, t, options.samples, options.seed, known)
         shares = f"different {v.different:.2f}  new {v.new:.2f}"
-        print(f"temperature {t:.2f}  {shares}  loss {v.loss:.3f}", flush=True)
+        line = f"temperature {t:.2f}  {shares}  loss {v.loss:.3f}"
+        print(paragraph(line), flush=True)
         found.append(v)
     return found
 
@@ -478,7 +481,7 @@ def draw_all(options):
             smaller = io.BytesIO()
             picture.save(smaller, "PNG", optimize=True)
             write_whole(path, smaller.getvalue())
-        print("drawn      ", path, flush=True)
+        print("drawn      ", visible(path), flush=True)
 
     if options.samples < 1:
         raise ValueError(f"samples is {options.samples}: must be 1 or more")

@@ -239,6 +239,16 @@ def test_half_a_character_is_not_put_in():
     assert not any("\ufffd" in text for text, _, _ in ways)
 
 
+def test_what_could_move_the_cursor_is_shown_but_not_put_in():
+    strange = "a\x1b\u2028\u202e\u200c"
+    tokenizer = microgpt.CharTokenizer([strange])
+    ways = autocomplete.suggest(make(tokenizer), tokenizer, "", 6, 1)
+    inserted = {text for text, _, _ in ways}
+    assert inserted == {"", "a", "\u200c"}
+    assert all(shown == autocomplete.visible(shown) for _, shown, _ in ways)
+    assert any(r"\u202e" in shown for _, shown, _ in ways)
+
+
 # --- Without a terminal ---
 
 

@@ -185,6 +185,18 @@ def test_a_deep_graph_is_not_too_deep_and_not_too_wide():
     assert graph.dot(value).count("->") == 4_000
 
 
+def test_wide_names_and_accents_stand_in_straight_columns():
+    wide = "\u5929"
+    at = {wide: 1.0, "x\u0301": 2.0}
+    value, names = graph.compute(f"{wide} * x\u0301", at)
+    value.backward()
+    title, *lines = graph.tree(value, names).split("\n")
+    place = title.index("grad")
+    for line, grad in zip(lines, "121"):
+        line = line.replace(wide, "ab").replace("\u0301", "")
+        assert line[place : place + 4] == f"   {grad}"
+
+
 def test_equal_parts_are_two_nodes_and_what_python_hides_is_named():
     value, names = graph.compute("(a * b) - (a * b) / b + 2 ** a", {"a": 2.0, "b": 4.0})
     labels = sorted(graph.labels(value, names).values())
