@@ -364,8 +364,9 @@ def find_device(name, dtype):
     except Exception:  # of any kind, which depends on the device
         if name in found:
             raise  # it is there, but in use
+        usable = " or ".join(found)
         raise ValueError(
-            f"device is {asked_for!r}: PyTorch finds none here; use {' or '.join(found)}"
+            f"device is {asked_for!r}: PyTorch finds none here; use {usable}"
         ) from None
     problem = lacks(device, dtype)
     if problem:
