@@ -130,11 +130,13 @@ def visible(text):
 
     Such characters could move the cursor, or turn the direction of what follows.
     """
-    shown = ""
-    for c in text:
-        is_safe = c.isprintable() or c in JOINERS
-        shown += c if is_safe and can_show(c) else escape(c)
-    return shown
+    shown = [c if is_safe(c) and can_show(c) else escape(c) for c in text]
+    return "".join(shown)
+
+
+def is_safe(character):
+    """Can a terminal or a picture show this character, without harm?"""
+    return character.isprintable() or character in JOINERS
 
 
 def quoted(text):

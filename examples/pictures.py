@@ -32,11 +32,14 @@ import os
 import random
 import sys
 import unicodedata
+import warnings
 from collections import namedtuple
 from itertools import permutations
 
 from _common import (
+    escape,
     fit,
+    is_safe,
     load,
     make_parser,
     paragraph,
@@ -191,6 +194,58 @@ def plain(token):
     """A token as a label: short, and visible."""
     token = token.replace(END, "<|>").replace(" ", "\u2423")
     return token if token.isprintable() else repr(token)[1:-1]
+
+
+def choose_fonts(characters):
+    """The fonts that draw these characters, and the characters that no font has.
+
+    matplotlib's own font comes first. Of the installed ones, those with most of what is
+    still missing follow.
+    """
+    from matplotlib.font_manager import fontManager
+
+    own = "DejaVu Sans"
+    fonts = {}
+    for font in fontManager.ttflist:
+        if not font.name.startswith("Last Resort"):  # it has boxes for everything
+            fonts.setdefault(font.name, font.fname)
+    names = [own]
+    missing = set(characters) - characters_in(fonts.pop(own))
+    found = {}
+    if missing:
+        found = {name: missing & characters_in(fonts[name]) for name in sorted(fonts)}
+    while missing:
+        gains = {name: len(found[name] & missing) for name in found}
+        best = max(gains, key=gains.get, default=None)
+        if not gains.get(best):
+            break
+        names.append(best)
+        missing -= found[best]
+    return names, sorted(missing)
+
+
+def characters_in(path):
+    """The characters in the file of a font; none if matplotlib cannot read it."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return set(map(chr, FT2Font(path).get_charmap()))
+    except (OSError, RuntimeError, ValueError):
+        return set()
+
+
+def use_fonts(texts):
+    """Have matplotlib draw these texts as well as it can, and tell where it cannot."""
+    import matplotlib
+
+    characters = filter(str.isprintable, set().union(*texts))
+    names, missing = choose_fonts(characters)
+    matplotlib.rcParams["font.family"] = names
+    if missing:
+        shown = visible("".join(missing))
+        print(
+            fit(f"boxes       for {len(missing)} characters in no font here: {shown}")
+        )
 
 
 def new_figure(width, height):
@@ -381,7 +436,8 @@ def write_samples(axes, found, most=3):
     for v in found:
         lines = []
         for text in list(dict.fromkeys(v.samples))[:most]:
-            lines.append(fit(repr(text)[1:-1], 10, "\u2026"))
+            text = "".join(c if is_safe(c) else escape(c) for c in text)
+            lines.append(fit(text, 10, "\u2026"))
         place = (v.temperature, 0)
         axes.annotate("\n".join(lines), place, (0, -40), ha="center", **below)
     place = (found[-1].temperature + 0.1, 0)
@@ -419,10 +475,11 @@ def draw(options, documents, save):
         known = trainer.documents
         others = trainer.val_documents
         whose = "held-out text"
-    text = options.text
-    if not text:
-        text = min(others, key=lambda document: abs(len(document) - 8))[:12]
-    tokenizer.encode(text)  # raises before training if it cannot
+    text = text_to_read(options, others, tokenizer)
+    tokens = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    shown = to_draw(tokens)
+    tokens = [tokens[i] for i in shown]
+    use_fonts([text, *tokens, *documents])
 
     if trainer is not None:
         losses, held_out, scale = learn(trainer)
@@ -434,19 +491,33 @@ def draw(options, documents, save):
         maps = attention_maps(model, tokenizer, text)
     save("attention.png", draw_attention, *maps)
 
-    tokens = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
-    shown = to_draw(tokens)
     with waiting("finding the principal components"):
         table = model.params["wte.weight"]
         points, shares = principal_components([table[i] for i in shown])
     print("variance   ", ", ".join(f"{share:.1%}" for share in shares))
-    tokens = [tokens[i] for i in shown]
     save("embedding.png", draw_embedding, tokens, points, shares)
 
     found = write_at_all_temperatures(model, tokenizer, options, known)
     with waiting("measuring the loss of the text"):
         own = mean_loss(model, tokenizer, others[:500])
     save("temperature.png", draw_temperature, found, own, whose)
+
+
+def text_to_read(options, documents, tokenizer):
+    """The document whose attention is drawn. An error comes before the training."""
+    text = options.text
+    if text is None:
+        text = min(documents, key=lambda document: abs(len(document) - 8))[:12]
+    try:
+        tokenizer.encode(text)
+    except ValueError as error:
+        if options.model is None or options.text is not None:
+            raise
+        path = options.file or "the bundled names"
+        raise ValueError(
+            f"{path}: {error}: name a text that is like the model's, as FILE"
+        ) from None
+    return text
 
 
 def write_at_all_temperatures(model, tokenizer, options, known):
@@ -476,7 +547,9 @@ def draw_all(options):
         path = os.path.join(options.out, name)
         with waiting(f"drawing {name}"):
             file = io.BytesIO()
-            function(*numbers).savefig(file)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of fonts, time and again
+                function(*numbers).savefig(file)
             picture = Image.open(file).convert("RGB").quantize(256)  # a third as large
             smaller = io.BytesIO()
             picture.save(smaller, "PNG", optimize=True)

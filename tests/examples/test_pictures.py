@@ -8,7 +8,16 @@ import sys
 
 import pictures
 import pytest
-from helpers import command, is_one_line, program, says_one_line, start
+from helpers import (
+    command,
+    is_one_line,
+    kept,
+    make,
+    program,
+    says_one_line,
+    start,
+    works,
+)
 
 import microgpt
 
@@ -196,6 +205,41 @@ def test_temperatures_are_drawn_with_samples():
     assert heights(bottom) == [[1.5, 3.5], [2.5, 2.5]]
     few = "q\n$x$\nabcdefghi\u2026"
     assert words(bottom) == ["samples", "held-out text", "an", few, "some samples"]
+
+
+@pytest.mark.parametrize(
+    "characters, fonts, missing",
+    [
+        ("ab\u4e00", ["DejaVu Sans"], "\u4e00"),
+        ("a\u231a", ["DejaVu Sans", "STIXGeneral"], ""),
+        ("\u0378\u231a\u4e00", ["DejaVu Sans", "STIXGeneral"], "\u0378\u4e00"),
+    ],
+)
+def test_fonts_are_those_that_have_the_characters(
+    monkeypatch, characters, fonts, missing
+):
+    manager = pytest.importorskip("matplotlib.font_manager").fontManager
+    known = "DejaVu Sans", "STIXGeneral", "Last Resort High-Efficiency"
+    ours = [font for font in manager.ttflist if font.name in known]
+    monkeypatch.setattr(manager, "ttflist", ours)
+    assert pictures.choose_fonts(characters) == (fonts, [*missing])
+
+
+def test_a_font_that_cannot_be_read_has_nothing(tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "x.ttf").write_bytes(b"no font")
+    assert pictures.characters_in(str(tmp_path / "x.ttf")) == set()
+
+
+def test_boxes_are_told_once_and_without_warnings(tmp_path):
+    pytest.importorskip("matplotlib")
+    nobody = "\U00017000"  # a Tangut character, which hardly any font has
+    tokenizer = microgpt.CharTokenizer(["ab", nobody])
+    kept(make(tokenizer), tokenizer, tmp_path / "model")
+    (tmp_path / "text").write_text(f"{nobody}\n" * 3, encoding="utf-8")
+    words = ["text", "--model", "model", "--samples", "1"]
+    output = works(*words, script=program("pictures"), cwd=tmp_path)
+    assert output.count("boxes") == output.count(nobody) == 1
 
 
 # --- The command ---
