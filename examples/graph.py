@@ -37,6 +37,7 @@ import os
 import sys
 import warnings
 from collections import Counter
+from unicodedata import normalize
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -264,13 +265,30 @@ def compute(text, given):
 
 
 def parse(text):
-    """The statements in a text, as Python reads them."""
+    """The statements in a text, as Python reads them. Their numbers are finite."""
+    text = text.strip()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a bad literal will be refused anyway
-            return ast.parse(text.strip()).body
+            tree = ast.parse(text)
     except SyntaxError as error:
-        raise ValueError(f"{text[:50]!r} is not an expression: {error.msg}") from None
+        problem = error.msg
+        if problem.startswith("Exceeds the limit"):  # Python's own, of 4,300 digits
+            problem = "a number has too many digits"
+        raise ValueError(f"{text[:50]!r} is not an expression: {problem}") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and is_too_large(node.value):
+            typed = ast.get_source_segment(text, node)
+            raise ValueError(f"{typed[:50]}: too large a number")
+    return tree.body
+
+
+def is_too_large(number):
+    """Is it a number that is too large for a float?"""
+    try:
+        return isinstance(number, (int, float)) and math.isinf(number)
+    except OverflowError:
+        return True
 
 
 def defined_name(statement):
@@ -293,7 +311,7 @@ def build(node, known, names):
         return apply(float, [node.value], node)
     if isinstance(node, ast.Name):
         if node.id not in known:
-            raise ValueError(f"{node.id} has no value: add {node.id}=NUMBER")
+            raise no_value(node.id, known)
         return known[node.id]
     function, parts = operation(node)
     if function is None:
@@ -305,6 +323,22 @@ def build(node, known, names):
             if id(child) not in names:
                 names[id(child)] = ast.unparse(hidden(node.op, parts))
     return value
+
+
+def no_value(name, known):
+    """The error for a name without a value. Other names may look the same."""
+    problem = f"{spelt(name)} has no value: add {name}=NUMBER"
+    others = [spelt(other) for other in known if not (other + name).isascii()]
+    if others:
+        problem += f"; given: {', '.join(others)}"
+    return ValueError(problem)
+
+
+def spelt(name):
+    """A name, with the code points of its characters if some are not ASCII."""
+    if name.isascii():
+        return name
+    return f"{name} ({' '.join(f'U+{ord(c):04X}' for c in name)})"
 
 
 def operation(node):
@@ -356,17 +390,19 @@ def apply(function, args, node):
 
 
 def parse_numbers(words):
-    """["a=2", ...] -> {"a": 2.0, ...}"""
+    """["a=2", ...] -> {"a": 2.0, ...}. Names are folded as Python does with its own."""
     given = {}
     for word in words:
         name, _, text = word.partition("=")
+        name = normalize("NFKC", name)
         try:
             x = float(text)
         except ValueError:
             x = math.nan
         if not name.isidentifier() or not math.isfinite(x) or name in given:
             raise ValueError(
-                f"{word!r} must be a name, =, and a number, as in a=2; each name once"
+                f"{word[:50]!r} must be a name, =, and a number, as in a=2; "
+                "each name once"
             )
         given[name] = x
     return given
