@@ -33,6 +33,8 @@ import os
 import sys
 from itertools import takewhile
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # for python -I
+
 from _common import (
     add_directory,
     count,
@@ -45,21 +47,21 @@ from _common import (
     visible,
     waiting,
 )
-from lookahead import TAKES, completions, percent, predict, row, with_sign
+from lookahead import TAKES, always, completions, percent, predict, row, with_sign
 
 from microgpt import END, mean, score
 
 # --- Texts to show --------------------------------------------------------------------
 
 
-def suggest(model, tokenizer, text, k, max_tokens):
+def suggest(model, tokenizer, text, k, max_tokens, go_on=always):
     """The likeliest ways to go on: [(what to insert, what to show, probability), ...].
 
     The inserted text has no sign for the end, and no part of a character. It stops
     before a character that could move the cursor.
     """
     suggestions = []
-    for way, p in completions(model, tokenizer, text, k, max_tokens):
+    for way, p in completions(model, tokenizer, text, k, max_tokens, go_on=go_on):
         inserted = way.replace(END, "").rstrip("\ufffd")
         safe = takewhile(lambda c: visible(c) == c, inserted)
         suggestions.append(("".join(safe), with_sign(way), p))
@@ -90,6 +92,7 @@ def verdict(model, tokenizer, text):
 def make_prompt(model, tokenizer, k, max_tokens):
     """A prompt of prompt_toolkit, which suggests, validates and shows next tokens."""
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.application import get_app
     from prompt_toolkit.completion import Completer, Completion
     from prompt_toolkit.output import ColorDepth
     from prompt_toolkit.validation import ValidationError, Validator
@@ -97,8 +100,13 @@ def make_prompt(model, tokenizer, k, max_tokens):
     class Suggestions(Completer):
         def get_completions(self, document, event):
             text = document.text_before_cursor
+            app = get_app()
+
+            def go_on():  # otherwise Ctrl-C would wait for the end of the search
+                return not app.is_done
+
             try:
-                ways = suggest(model, tokenizer, text, k, max_tokens)
+                ways = suggest(model, tokenizer, text, k, max_tokens, go_on)
             except ValueError:  # the validator reports it
                 return
             for inserted, shown, p in ways:

@@ -15,7 +15,10 @@ takes no longer than one forward pass over the texts.
 """
 
 import math
+import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # for python -I
 
 from _common import (
     add_directory,

@@ -109,6 +109,9 @@ def run_step(word, known):
         raise ValueError(f"there is no step {word!r}: 1 to {len(known)}, or {names}")
     path, _ = known[name]
     ended = run(path)
+    closed_or_full = re.search(r"^(\w+): \[Errno \d+\] (.*)\n\Z", ended.stderr, re.M)
+    if closed_or_full and closed_or_full[1] == "OSError":
+        raise OSError(None, closed_or_full[2])
     if "BrokenPipeError" not in ended.stderr:
         sys.stderr.write(ended.stderr)
     return ended.returncode

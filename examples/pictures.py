@@ -36,12 +36,15 @@ import warnings
 from collections import namedtuple
 from itertools import permutations
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # for python -I
+
 from _common import (
     escape,
     fit,
     is_safe,
     load,
     make_parser,
+    not_empty,
     paragraph,
     progress,
     run_command,
@@ -449,6 +452,8 @@ def write_samples(axes, found, most=3):
 
 def new_trainer(documents, steps, seed):
     """A Trainer for a new model. Its block holds documents of up to 64 characters."""
+    if len(documents) < 2:
+        raise ValueError("it takes two documents or more, because some are held out")
     tokenizer = microgpt.CharTokenizer(documents)
     block_size = min(64, 1 + max(map(len, documents)))
     shape = microgpt.Config(tokenizer.vocab_size, block_size, **SHAPE)
@@ -573,18 +578,25 @@ def arguments(argv):
         "file",
         metavar="FILE",
         nargs="?",
+        type=not_empty,
         help="A text file, one document per line (the bundled names).",
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
         default="pictures",
+        type=not_empty,
         help="The directory for the pictures (pictures).",
     )
     parser.add_argument(
-        "--model", metavar="DIR", help="Draw the model that --save has written there."
+        "--model",
+        metavar="DIR",
+        type=not_empty,
+        help="Draw the model that --save has written there.",
     )
-    parser.add_argument("--text", help="The document whose attention is drawn.")
+    parser.add_argument(
+        "--text", type=not_empty, help="The document whose attention is drawn."
+    )
     numbers = {
         "steps": (1000, "How many steps to train, of 8 windows each (1000)."),
         "samples": (100, "How many samples to write at each temperature (100)."),

@@ -40,6 +40,7 @@ have all their digits (no NaN, no Infinity). The order of names does not matter.
 
 import json
 import math
+import os
 import sys
 from bisect import bisect
 from dataclasses import asdict
@@ -47,6 +48,8 @@ from heapq import nlargest
 from itertools import zip_longest
 from operator import itemgetter
 from unicodedata import category
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # for python -I
 
 from _common import (
     can_show,
@@ -56,6 +59,7 @@ from _common import (
     flow,
     load,
     make_parser,
+    not_empty,
     paragraph,
     run_command,
     visible,
@@ -543,7 +547,10 @@ def main(argv=None):
     for name, sentence in FLAGS.items():
         parser.add_argument(name, action="store_true", help=sentence)
     parser.add_argument(
-        "--json", metavar="FILE", help="Write every activation and gradient to a file."
+        "--json",
+        metavar="FILE",
+        type=not_empty,
+        help="Write every activation and gradient to a file.",
     )
     parser.add_argument(
         "--engine",

@@ -166,6 +166,21 @@ def test_typing_goes_on_while_the_model_is_at_work(converse, monkeypatch):
     assert in_time and all(in_time)
 
 
+def test_leaving_gives_up_the_search(converse, monkeypatch):
+    over = threading.Event()
+
+    def search(*args):
+        *_, go_on = args
+        while go_on():
+            time.sleep(0.01)
+        over.set()
+        return []
+
+    monkeypatch.setattr(autocomplete, "suggest", search)
+    converse((">", "a"), ("> a", "\x03"))
+    assert over.is_set()
+
+
 def test_unknown_characters_are_named_and_the_line_can_be_mended(converse, names):
     said = converse(
         (">", "bx"),

@@ -322,6 +322,45 @@ def test_a_program_works_without_docstrings(words):
     assert (child.returncode, child.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("name", "explain lookahead autocomplete xray".split())
+def test_a_program_works_where_python_adds_nothing_to_its_path(saved, name):
+    words = words_of(name, saved)
+    child = command(EXAMPLES / f"{name}.py", *words, script="-I", stdin=-3)
+    assert (child.returncode, child.stderr) == (0, "")
+
+
+def test_an_unknown_option_is_refused_in_one_line(name, saved, capsys):
+    words = [*words_of(name, saved), "--nonsense\x1b"]
+    try:
+        status = importlib.import_module(name).main(words)
+    except SystemExit as ended:
+        status = ended.code
+    output, error = capsys.readouterr()
+    assert status in (1, 2) and output == ""
+    assert re.fullmatch(r"\w+: .*--nonsense.* [(]see --help[)]\n", error)
+    assert "\x1b" not in error
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("xray", ["DIR", "ab", "--json", ""]),
+        ("pictures", [""]),
+        ("pictures", ["--out", ""]),
+        ("pictures", ["--model", ""]),
+        ("pictures", ["--text", ""]),
+        ("benchmark", [""]),
+        ("benchmark", ["--baseline", ""]),
+        ("benchmark", ["--nanogpt", ""]),
+    ],
+)
+def test_an_empty_name_is_not_taken_for_none(saved, name, words, capsys):
+    words = [saved if word == "DIR" else word for word in words]
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main(words)
+    assert "it is empty" in capsys.readouterr().err
+
+
 def test_a_program_without_an_input_reads_nothing(saved, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
     assert importlib.import_module("autocomplete").main([str(saved)]) == 0
@@ -356,10 +395,12 @@ def test_a_program_ends_quietly_when_nobody_reads(name, saved, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_a_full_disk_is_told_in_one_line(saved):
+@pytest.mark.parametrize("name, word", [("lookahead", "DIR"), ("ladder", "die")])
+def test_a_full_disk_is_told_in_one_line(saved, name, word):
+    word = saved if word == "DIR" else word
     with open("/dev/full", "w") as full:
-        child = start(saved, script=program("lookahead"), stdout=full)
-    said = "lookahead: No space left on device\n"
+        child = start(word, script=program(name), stdout=full)
+    said = f"{name}: No space left on device\n"
     assert (child.communicate()[1], child.returncode) == (said, 1)
 
 
@@ -390,7 +431,7 @@ def test_ctrl_c_before_the_training_with_pytorch_is_one_line(monkeypatch, capsys
     pytest.importorskip("torch")
     train_torch = pytest.importorskip("train_torch")
 
-    def interrupt(name):
+    def interrupt(name, dtype):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_torch, "find_device", interrupt)

@@ -5,10 +5,12 @@ import os
 import signal
 import struct
 import sys
+from pathlib import Path
 
 import pictures
 import pytest
 from helpers import (
+    ABC,
     command,
     is_one_line,
     kept,
@@ -340,10 +342,14 @@ def test_a_saved_model_is_not_trained_and_the_seed_decides(
         ("names.txt --steps 0", "steps is 0"),
         ("names.txt --samples 0", "samples is 0"),
         ("names.txt --text abz", "'z' is not one of"),
+        ("one.txt", "two documents or more"),
+        ("one.txt --model saved", "one.txt: 'd' is not one of"),
     ],
 )
 def test_bad_input_gets_one_line(names, capsys, options, message):
     pytest.importorskip("matplotlib")
+    Path("one.txt").write_text("ada", encoding="utf-8")
+    kept(make(), ABC, "saved")
     assert pictures.main(options.split()) == 1
     out, err = capsys.readouterr()
     assert message in err and is_one_line(err, "pictures") and not out
