@@ -109,7 +109,7 @@ def learn(trainer):
             if step.val_loss is not None:
                 held_out.append((step.step, step.val_loss))
                 show("")
-                print(f"{now}  held out {step.val_loss:.3f}", flush=True)
+                print(paragraph(f"{now}  held out {step.val_loss:.3f}"), flush=True)
             show(f"{now}  loss {step.loss:.3f}")
     measured = trainer.val_windows[:500]  # those that `evaluate` measures
     vocab_size = trainer.model.config.vocab_size
