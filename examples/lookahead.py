@@ -59,16 +59,15 @@ def completions(
 ):
     """The k likeliest completions: [(text, probability), ...], the likeliest first.
 
-    Each ends with <|endoftext|> or after max_tokens tokens. Raises ValueError for a
-    character that the tokenizer does not know, and unless 1 <= k <= beam and
-    1 <= max_tokens.
+    Each ends with <|endoftext|> or after max_tokens tokens. ValueError for a character
+    that the tokenizer does not know, and unless 1 <= k <= beam and 1 <= max_tokens.
 
     Always taking the likeliest token would miss texts whose beginning is unlikely and
     whose rest is likely. Trying all texts would take vocab_size ** max_tokens steps.
     Beam search is a compromise: of all beginnings of the same length, it keeps the
     `beam` likeliest. It can still miss a text if, at some length, `beam` other
-    beginnings are likelier. A larger beam misses fewer texts. By default it is 10, or
-    k if that is more. The search is given up when go_on() is no longer true.
+    beginnings are likelier. A larger beam misses fewer: by default 10, or k if that is
+    more. The search is given up when go_on() is no longer true.
     """
     beam = max(10, k) if beam is None else beam
     if not 1 <= k <= beam or max_tokens < 1:
@@ -78,7 +77,7 @@ def completions(
         )
     start = [tokenizer.end] + tokenizer.encode(prompt)
     growing = [(0.0, [], CachedGPT(model))]  # log probability, ids, reader
-    finished = []  # log probability, ids
+    finished = []  # without readers
     for n in range(1, max_tokens + 1):
         longer = one_token_longer(growing, start, go_on)
         growing = []

@@ -488,8 +488,7 @@ def draw(options, documents, save):
 
     if trainer is not None:
         losses, held_out, scale = learn(trainer)
-        counted = ", ".join(f"{name} {loss:.3f}" for name, loss in scale.items())
-        print(paragraph(f"baselines   {counted}"))
+        tell_baselines(scale)
         save("loss.png", draw_loss, losses, held_out, scale)
 
     with waiting("computing the attention"):
@@ -506,6 +505,12 @@ def draw(options, documents, save):
     with waiting("measuring the loss of the text"):
         own = mean_loss(model, tokenizer, others[:500])
     save("temperature.png", draw_temperature, found, own, whose)
+
+
+def tell_baselines(scale):
+    """Print the losses of models that only count."""
+    counted = ", ".join(f"{name} {loss:.3f}" for name, loss in scale.items())
+    print(paragraph(f"baselines   {counted}"))
 
 
 def text_to_read(options, documents, tokenizer):
