@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from unicodedata import east_asian_width
+from textwrap import TextWrapper
+from unicodedata import category, east_asian_width
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -27,6 +28,9 @@ def end_quietly(kind, error, traceback):
 sys.excepthook = end_quietly
 
 import microgpt  # noqa: E402
+
+# Characters without a width that scripts such as Persian and Hindi need, and emoji.
+JOINERS = "\u200c\u200d"
 
 
 def can_show(text):
@@ -43,34 +47,77 @@ def in_colour():
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def width(least=60):
+def width():
     """How many columns a line may have: 79, or fewer on a narrow terminal.
 
-    It is at least 60, because the tables here need that many.
+    The terminal is asked anew each time, because its window may have changed.
     """
     if not sys.stdout.isatty():
         return 79
-    return max(least, min(79, shutil.get_terminal_size().columns - 1))
+    room = shutil.get_terminal_size().columns  # COLUMNS, if somebody has set that
+    with suppress(OSError):
+        room = min(room, os.get_terminal_size(sys.stdout.fileno()).columns or room)
+    return max(1, min(79, room - 1))
 
 
 def columns(text):
-    """How many columns a text takes. Some characters, such as Chinese, take two."""
-    return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)
+    """How many columns a text takes.
+
+    Some characters take two, such as Chinese ones. Others take none, because they are
+    drawn on the character before them, such as accents that stand by themselves.
+    """
+    total = 0
+    for character in text:
+        if category(character) not in ("Mn", "Me", "Cf"):
+            total += 2 if east_asian_width(character) in "WF" else 1
+    return total
 
 
-def fit(text, limit=None):
+def fit(text, limit=None, dots="..."):
     """A text cut to a number of columns, by default to a line's width."""
     limit = limit or width()
     if columns(text) <= limit:
         return text
-    room = limit - 3
+    dots = dots[:limit]
+    room = limit - len(dots)
     kept = ""
     for character in text:
         room -= columns(character)
         if room < 0:
             break
         kept += character
-    return kept + "..."
+    return kept + dots
+
+
+def pad(text, n):
+    """A text cut or filled with spaces to exactly n columns."""
+    text = fit(text, n)
+    return text + " " * (n - columns(text))
+
+
+def paragraph(text, first="", later=""):
+    """A text broken at its spaces into lines of at most width() columns.
+
+    `first` stands before the first line, `later` before the others.
+    """
+    wrapper = TextWrapper(width(), initial_indent=first, subsequent_indent=later)
+    wrapper.break_on_hyphens = False
+    return "\n".join(wrapper.wrap(text))
+
+
+def flow(cells, later=""):
+    """Cells side by side, on as many lines as they need, none of which is cut.
+
+    `later` stands before the lines after the first.
+    """
+    lines = [cells[0]]
+    for cell in cells[1:]:
+        longer = f"{lines[-1]}  {cell}"
+        if columns(longer) <= width():
+            lines[-1] = longer
+        else:
+            lines.append(later + cell)
+    return "\n".join(lines)
 
 
 def escape(text):
@@ -79,9 +126,17 @@ def escape(text):
 
 
 def visible(text):
-    """A text with escapes for characters that the output cannot safely show."""
-    shown = [c if c.isprintable() and can_show(c) else escape(c) for c in text]
+    """A text with escapes for characters that the output cannot safely show.
+
+    Such characters could move the cursor, or turn the direction of what follows.
+    """
+    shown = [c if is_safe(c) and can_show(c) else escape(c) for c in text]
     return "".join(shown)
+
+
+def is_safe(character):
+    """Can a terminal or a picture show this character, without harm?"""
+    return character.isprintable() or character in JOINERS
 
 
 def quoted(text):
@@ -105,8 +160,9 @@ def progress():
     def show(text):
         nonlocal last
         if sys.stdout.isatty() and (text or last):
-            room = width(least=4)
-            print(f"\r{' ' * room}\r{fit(text, room)}", end="", flush=True)
+            text = fit(text)
+            blank = " " * min(columns(last), width())  # no more: the window may shrink
+            print(f"\r{blank}\r{text}", end="", flush=True)
         last = text
 
     try:
@@ -124,7 +180,8 @@ def waiting(what, every=1.0):
 
         def count_seconds():
             while not over.wait(every):
-                show(f"{what}: {time.monotonic() - started:.0f} s")
+                seconds = f": {time.monotonic() - started:.0f} s"
+                show(fit(what, max(1, width() - len(seconds))) + seconds)
 
         counting = threading.Thread(target=count_seconds, daemon=True)
         counting.start()
@@ -136,7 +193,13 @@ def waiting(what, every=1.0):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of command-line options that ends well if nobody reads its help."""
+    """A parser of command-line options that ends well if nobody reads its help.
+
+    It says in one line what is wrong.
+    """
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {visible(message)} (see --help)\n")
 
     def exit(self, status=0, message=None):
         if not flush_output():
@@ -167,6 +230,13 @@ def count(text):
         if 1 <= int(text) <= 1000:
             return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1000")
+
+
+def not_empty(text):
+    """A name from the command line; one that is empty was not meant."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 def load(directory):
@@ -232,7 +302,7 @@ def run_command(name, command, options, status_of_errors=1):
     except (ValueError, ArithmeticError) as error:
         problem = str(error)
     flush_output()
-    print(f"{name}: {problem}", file=sys.stderr)
+    print(f"{name}: {visible(problem)}", file=sys.stderr)
     return status_of_errors
 
 

@@ -31,33 +31,40 @@ import asyncio
 import math
 import os
 import sys
+from itertools import takewhile
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # for python -I
 
 from _common import (
     add_directory,
     count,
+    fit,
     load,
     make_parser,
+    paragraph,
     perplexity,
     run_command,
     visible,
     waiting,
 )
-from lookahead import TAKES, completions, percent, predict, row, with_sign
+from lookahead import TAKES, always, completions, percent, predict, row, with_sign
 
 from microgpt import END, mean, score
 
 # --- Texts to show --------------------------------------------------------------------
 
 
-def suggest(model, tokenizer, text, k, max_tokens):
+def suggest(model, tokenizer, text, k, max_tokens, go_on=always):
     """The likeliest ways to go on: [(what to insert, what to show, probability), ...].
 
-    The inserted text has no sign for the end, and no part of a character.
+    The inserted text has no sign for the end, and no part of a character. It stops
+    before a character that could move the cursor.
     """
     suggestions = []
-    for way, p in completions(model, tokenizer, text, k, max_tokens):
+    for way, p in completions(model, tokenizer, text, k, max_tokens, go_on=go_on):
         inserted = way.replace(END, "").rstrip("\ufffd")
-        suggestions.append((inserted, with_sign(way), p))
+        safe = takewhile(lambda c: visible(c) == c, inserted)
+        suggestions.append(("".join(safe), with_sign(way), p))
     return suggestions
 
 
@@ -85,6 +92,7 @@ def verdict(model, tokenizer, text):
 def make_prompt(model, tokenizer, k, max_tokens):
     """A prompt of prompt_toolkit, which suggests, validates and shows next tokens."""
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.application import get_app
     from prompt_toolkit.completion import Completer, Completion
     from prompt_toolkit.output import ColorDepth
     from prompt_toolkit.validation import ValidationError, Validator
@@ -92,8 +100,13 @@ def make_prompt(model, tokenizer, k, max_tokens):
     class Suggestions(Completer):
         def get_completions(self, document, event):
             text = document.text_before_cursor
+            app = get_app()
+
+            def go_on():  # otherwise Ctrl-C would wait for the end of the search
+                return not app.is_done
+
             try:
-                ways = suggest(model, tokenizer, text, k, max_tokens)
+                ways = suggest(model, tokenizer, text, k, max_tokens, go_on)
             except ValueError:  # the validator reports it
                 return
             for inserted, shown, p in ways:
@@ -135,7 +148,7 @@ class BottomLine:
         if text not in self.lines and not self.is_busy:
             self.is_busy = True
             app.create_background_task(self.compute(app, text))
-        return self.lines.get(text, "next: ...")
+        return fit(self.lines.get(text, "next: ..."))
 
     async def compute(self, app, text):
         """Compute a line and redraw, which also handles what was typed meanwhile."""
@@ -153,13 +166,14 @@ class BottomLine:
 
 def converse(prompt, model, tokenizer):
     """Read lines and print how likely each one is, until Ctrl-D or Ctrl-C."""
-    print("Tab and the arrow keys choose, Enter accepts the line, Ctrl-D quits.")
+    keys = "Tab and the arrow keys choose, Enter accepts the line, Ctrl-D quits."
+    print(paragraph(keys))
     while True:
         try:
             line = prompt.prompt()
         except (EOFError, KeyboardInterrupt):
             return
-        print(f"  {verdict(model, tokenizer, line)}", flush=True)
+        print(paragraph(verdict(model, tokenizer, line), "  ", "  "), flush=True)
 
 
 # --- The command ----------------------------------------------------------------------
@@ -179,7 +193,8 @@ def answer_lines(model, tokenizer, lines, k, max_tokens):
             continue
         print(visible(text))
         for _, shown, p in ways:
-            print(row(visible(text) + shown, p), flush=True)
+            answer = row(visible(text) + shown, p)
+            print(fit(answer) if sys.stdout.isatty() else answer, flush=True)
     return status
 
 

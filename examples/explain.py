@@ -7,7 +7,7 @@ DIR is the directory of a model that `--save` has written, or of any GPT-2. Each
 a document: <|endoftext|> stands before it, and must be predicted after it. The table
 has a row for each token: its id, the probability that the model gave it, a bar of that
 length, its loss in nats, and the likeliest tokens in its place. `end`, without quotes,
-stands for <|endoftext|>.
+stands for <|endoftext|>. A terminal of less than 60 columns gets fewer columns.
 
 On a terminal, the text is also coloured: tokens below 5% are red, those below 30%
 yellow, and all others green. Several texts are ranked, the likeliest first. All this
@@ -15,7 +15,10 @@ takes no longer than one forward pass over the texts.
 """
 
 import math
+import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # for python -I
 
 from _common import (
     add_directory,
@@ -25,6 +28,8 @@ from _common import (
     in_colour,
     load,
     make_parser,
+    pad,
+    paragraph,
     perplexity,
     quoted,
     run_command,
@@ -35,7 +40,6 @@ from _common import (
 
 import microgpt
 
-HEADER = f"{'token':16} {'id':>6}  probability        {'loss':>6}  likeliest"
 RED = "\x1b[31m"
 GREEN = "\x1b[32m"
 YELLOW = "\x1b[33m"
@@ -43,21 +47,39 @@ NO_COLOUR = "\x1b[0m"
 TAKES = "With a small model it takes a moment, with a GPT-2 some seconds a token."
 
 
-def name(token):
-    """A token for the table, in at most 16 columns."""
-    return "end" if token == microgpt.END else fit(quoted(token), 16)
+def name(token, room):
+    """A token for the table, in at most so many columns."""
+    return "end" if token == microgpt.END else fit(quoted(token), room)
+
+
+def line_of(token, id, share, loss, likeliest):
+    """A line of the table, with those of its columns that there is room for."""
+    room = width()
+    if room < 28:
+        return f"{pad(token, room - 7)} {share:>6}"
+    if room < 38:
+        return f"{pad(token, room - 14)} {share:>6} {loss:>6}"
+    if room < 60:
+        return fit(f"{pad(token, 10)} {share:>6} {loss:>6}  {likeliest}")
+    return fit(f"{pad(token, 16)} {id:>6} {share:19} {loss:>6}  {likeliest}")
+
+
+def header():
+    """The names of the columns."""
+    share = "prob." if width() < 60 else " probability"
+    return line_of("token", "id", share, "loss", "likeliest")
 
 
 def row(scored):
     """One line of the table, for one token."""
-    token = name(scored.token)
-    token += " " * (16 - columns(token))
-    bar = ("█" if can_show("█") else "#") * round(12 * scored.probability)
-    likeliest = "  ".join(f"{name(other)} {p:.0%}" for other, p in scored.likeliest)
-    return fit(
-        f"{token} {scored.id:6} {scored.probability:6.1%} {bar:12} {scored.loss:6.2f}  "
-        f"{likeliest}"
-    )
+    room = 10 if width() < 60 else 16
+    share = f"{scored.probability:6.1%}"
+    if width() >= 60:
+        bar = "█" if can_show("█") else "#"
+        share += " " + bar * round(12 * scored.probability)
+    likeliest = "  ".join(f"{name(x, room)} {p:.0%}" for x, p in scored.likeliest)
+    token = name(scored.token, width())
+    return line_of(token, scored.id, share, f"{scored.loss:.2f}", likeliest)
 
 
 def pieces(scored, tokenizer):
@@ -119,11 +141,11 @@ def explain(text, scored, tokenizer):
         print(coloured(scored, tokenizer))
     else:
         print(wrapped([("", text)]))
-    print(HEADER)
+    print(header())
     for token in scored:
         print(row(token))
     loss = microgpt.mean([token.loss for token in scored])
-    print(fit(f"{loss:.3f} nats a token, a perplexity of {perplexity(loss):.4g}"))
+    print(paragraph(f"{loss:.3f} nats a token, a perplexity of {perplexity(loss):.4g}"))
     print(flush=True)
 
 
@@ -136,10 +158,15 @@ def rank(documents):
     totals = []
     for text, scored in documents:
         totals.append((sum(token.loss for token in scored), len(scored), text))
-    print("  rank  probability  nats a token  text")
+    is_wide = width() >= 60
+    if is_wide:
+        print("  rank  probability  nats a token  text")
     for n, (total, count, text) in enumerate(sorted(totals), start=1):
         exponent = f"10^-{total / math.log(10):.1f}"
-        line = f"{n:6}  {exponent:11}  {total / count:12.3f}  {visible(text)}"
+        if is_wide:
+            line = f"{n:6}  {exponent:11}  {total / count:12.3f}  {visible(text)}"
+        else:
+            line = f"{n}. {exponent}  {visible(text)}"
         print(fit(line), flush=True)
 
 

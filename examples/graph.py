@@ -25,7 +25,7 @@ A node with several parents is drawn in full for one of them. For the others, on
 name is drawn, marked "(above)". A branch that would reach too far to the right is
 marked "(below)", and drawn separately. A plain number, like the 2, is not a node: it is
 part of the operation. a - b is computed as a + (-b), and a / b as a * b ** -1, so the
-tree shows them in this form.
+tree shows them in this form. On a narrow terminal, the numbers stand below the names.
 
 `tree` and `dot` draw any Value after its backward(), including those in your own code.
 """
@@ -37,6 +37,7 @@ import os
 import sys
 import warnings
 from collections import Counter
+from unicodedata import normalize
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -45,8 +46,9 @@ from microgpt import Tensor, Value
 
 DEFAULT = "y = tanh(w * x + b); (y - 1) ** 2 + 0.1 * w ** 2"
 DEFAULT_NUMBERS = ["w=0.5", "x=2", "b=-0.4"]
-WIDTH = 79  # columns in a line
+WIDTH = 79  # columns in a line, unless a terminal has fewer
 LEVELS = 6  # how many levels a tree may have below its root
+LABEL = 12  # at least so many columns are for the names, or else the tree is stacked
 BOX = "│├└×…"
 ASCII = "||`x~"
 
@@ -109,11 +111,11 @@ def labels(value, names):
     return found
 
 
-def walk(value, label):
+def walk(value, label, levels=LEVELS):
     """The lines of the tree: (guide, label, note, numbers).
 
     The numbers are data, grad, local, parent's grad and their product. What is not
-    shown is None.
+    shown is None. No line is more than so many levels below a root.
     """
     seen = set()
     roots = [value]
@@ -126,7 +128,7 @@ def walk(value, label):
             name = label[id(node)]
             if id(node) in seen:
                 yield guide, short(name), " (above)", [None, None, *edge]
-            elif depth == LEVELS and node.children:
+            elif depth == levels and node.children:
                 yield guide, short(name), " (below)", [None, None, *edge]
                 roots.append(node)
             else:
@@ -152,39 +154,63 @@ def branches(node, depth, below):
     return reversed(found)
 
 
-def number(x):
+def number(x, longest=8):
     """A number with up to five digits, in at most eight characters; None is nothing."""
     if x is None:
         return ""
     text = f"{x:.5g}"
     for digits in (4, 3, 2, 1):
-        if len(text) > 8:
+        if len(text) > longest:
             text = f"{x:.{digits}g}"
     return text
 
 
-def tree(value, names=None):
+def tree(value, names=None, width=WIDTH):
     """A Value's graph as lines of text. `names` maps id(node) to a label."""
-    lines = list(walk(value, labels(value, names or {})))
+    from _common import columns, fit, pad
+
+    label = labels(value, names or {})
+    lines = list(walk(value, label))
     texts = [[number(x) for x in numbers] for *_, numbers in lines]
     data, grad, local, parent, share = (max(map(len, column)) for column in zip(*texts))
     data = max(4, data)
     grad = max(4, grad)
     title = "local × parent's grad"
-    room = WIDTH - data - grad - max(local + parent + share + 6, len(title)) - 6
-    longest = max(len(guide + label + note) for guide, label, note, _ in lines)
+    room = width - data - grad - max(local + parent + share + 6, len(title)) - 6
+    longest = max(columns(guide + name + note) for guide, name, note, _ in lines)
+    if room < min(longest, 2 * LEVELS + LABEL):
+        return stacked(value, label, width)
     room = min(room, longest)
     drawn = [f"{'':{room}}  {'data':>{data}}  {'grad':>{grad}}  {title}"]
-    for (guide, label, note, _), (x, y, *edge) in zip(lines, texts):
-        space = room - len(guide + note)
-        if len(label) > space:
-            label = label[: space - 1] + "…"
-        line = f"{guide + label + note:{room}}  {x:>{data}}  {y:>{grad}}  "
+    for (guide, name, note, _), (x, y, *edge) in zip(lines, texts):
+        name = fit(name, room - len(guide + note), "…")
+        line = f"{pad(guide + name + note, room)}  {x:>{data}}  {y:>{grad}}  "
         if edge[0]:
             line += f"{edge[0]:>{local}} × {edge[1]:>{parent}} = {edge[2]}"
         if not guide and len(drawn) > 1:
             drawn.append("")  # before what is drawn by itself
         drawn.append(line.rstrip())
+    return "\n".join(drawn)
+
+
+def stacked(value, label, width):
+    """The same for few columns: a node's numbers stand below its name."""
+    from _common import fit
+
+    levels = max(1, min(LEVELS, (width - 17) // 2))
+    drawn = []
+    for guide, name, note, numbers in walk(value, label, levels):
+        data, grad, local, parent, share = [number(x, 6) for x in numbers]
+        pairs = [(f"data {data} ", f"grad {grad}")] if data else []
+        if local:
+            pairs.append((f"{local} × {parent}", f"= {share}"))
+        below = guide.replace("├", "│").replace("└", " ") + "  "
+        if not guide and drawn:
+            drawn.append("")  # before what is drawn by itself
+        drawn.append(guide + fit(name, width - len(guide + note), "…") + note)
+        for pair in pairs:
+            line = below + " ".join(pair)
+            drawn += [line] if len(line) <= width else [below + text for text in pair]
     return "\n".join(drawn)
 
 
@@ -239,13 +265,30 @@ def compute(text, given):
 
 
 def parse(text):
-    """The statements in a text, as Python reads them."""
+    """The statements in a text, as Python reads them. Their numbers are finite."""
+    text = text.strip()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a bad literal will be refused anyway
-            return ast.parse(text.strip()).body
+            tree = ast.parse(text)
     except SyntaxError as error:
-        raise ValueError(f"{text[:50]!r} is not an expression: {error.msg}") from None
+        problem = error.msg
+        if problem.startswith("Exceeds the limit"):  # Python's own, of 4,300 digits
+            problem = "a number has too many digits"
+        raise ValueError(f"{text[:50]!r} is not an expression: {problem}") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and is_too_large(node.value):
+            typed = ast.get_source_segment(text, node)
+            raise ValueError(f"{typed[:50]}: too large a number")
+    return tree.body
+
+
+def is_too_large(number):
+    """Is it a number that is too large for a float?"""
+    try:
+        return isinstance(number, (int, float)) and math.isinf(number)
+    except OverflowError:
+        return True
 
 
 def defined_name(statement):
@@ -268,7 +311,7 @@ def build(node, known, names):
         return apply(float, [node.value], node)
     if isinstance(node, ast.Name):
         if node.id not in known:
-            raise ValueError(f"{node.id} has no value: add {node.id}=NUMBER")
+            raise no_value(node.id, known)
         return known[node.id]
     function, parts = operation(node)
     if function is None:
@@ -280,6 +323,22 @@ def build(node, known, names):
             if id(child) not in names:
                 names[id(child)] = ast.unparse(hidden(node.op, parts))
     return value
+
+
+def no_value(name, known):
+    """The error for a name without a value. Other names may look the same."""
+    problem = f"{spelt(name)} has no value: add {name}=NUMBER"
+    others = [spelt(other) for other in known if not (other + name).isascii()]
+    if others:
+        problem += f"; given: {', '.join(others)}"
+    return ValueError(problem)
+
+
+def spelt(name):
+    """A name, with the code points of its characters if some are not ASCII."""
+    if name.isascii():
+        return name
+    return f"{name} ({' '.join(f'U+{ord(c):04X}' for c in name)})"
 
 
 def operation(node):
@@ -331,17 +390,19 @@ def apply(function, args, node):
 
 
 def parse_numbers(words):
-    """["a=2", ...] -> {"a": 2.0, ...}"""
+    """["a=2", ...] -> {"a": 2.0, ...}. Names are folded as Python does with its own."""
     given = {}
     for word in words:
         name, _, text = word.partition("=")
+        name = normalize("NFKC", name)
         try:
             x = float(text)
         except ValueError:
             x = math.nan
         if not name.isidentifier() or not math.isfinite(x) or name in given:
             raise ValueError(
-                f"{word!r} must be a name, =, and a number, as in a=2; each name once"
+                f"{word[:50]!r} must be a name, =, and a number, as in a=2; "
+                "each name once"
             )
         given[name] = x
     return given
@@ -375,7 +436,7 @@ def layer(name):
 
 def draw(options):
     """Compute what the options ask for, and print its graph."""
-    from _common import can_show
+    from _common import can_show, width
 
     if options.layer and options.expression is not None:
         raise ValueError("give either an expression or a --layer, not both")
@@ -390,7 +451,7 @@ def draw(options):
     except (RecursionError, MemoryError):
         raise ValueError("it is nested too deeply") from None
     value.backward()
-    text = dot(value, names) if options.dot else tree(value, names)
+    text = dot(value, names) if options.dot else tree(value, names, width())
     if not can_show(BOX):
         text = text.translate(str.maketrans(BOX, ASCII))
     if hasattr(sys.stdout, "reconfigure"):  # for names that it cannot encode

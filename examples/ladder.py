@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from _common import make_parser, run_command
+from _common import make_parser, paragraph, run_command, width
 
 import microgpt
 
@@ -92,8 +92,12 @@ def put_into_readme(table):
 def list_steps(known):
     """Print every step's number, name and question."""
     for number, (name, (_, question)) in enumerate(known.items(), start=1):
-        print(f"{number:2}  {name:10}  {question}")
-    print(f"To run one: {microgpt.how_to_start()} ladder die")
+        if width() >= 60:
+            print(paragraph(question, f"{number:2}  {name:10}  ", " " * 16))
+        else:
+            print(f"{number:2}  {name}")
+            print(paragraph(question, "    ", "    "))
+    print(paragraph(f"To run one: {microgpt.how_to_start()} ladder die"))
 
 
 def run_step(word, known):
@@ -105,6 +109,9 @@ def run_step(word, known):
         raise ValueError(f"there is no step {word!r}: 1 to {len(known)}, or {names}")
     path, _ = known[name]
     ended = run(path)
+    closed_or_full = re.search(r"^(\w+): \[Errno \d+\] (.*)\n\Z", ended.stderr, re.M)
+    if closed_or_full and closed_or_full[1] == "OSError":
+        raise OSError(None, closed_or_full[2])
     if "BrokenPipeError" not in ended.stderr:
         sys.stderr.write(ended.stderr)
     return ended.returncode

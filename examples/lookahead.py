@@ -11,8 +11,11 @@ while you type.
 """
 
 import math
+import os
 import sys
 from heapq import nlargest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # for python -I
 
 from _common import (
     add_directory,
@@ -24,6 +27,7 @@ from _common import (
     run_command,
     visible,
     waiting,
+    width,
 )
 
 from microgpt import END, CachedGPT, softmax
@@ -45,19 +49,25 @@ def predict(model, tokenizer, prompt="", k=5):
     return [(tokenizer.decode([i]), probabilities[i]) for i in likeliest]
 
 
-def completions(model, tokenizer, prompt="", k=5, max_tokens=20, beam=None):
+def always():
+    """A search that nobody can give up goes on."""
+    return True
+
+
+def completions(
+    model, tokenizer, prompt="", k=5, max_tokens=20, beam=None, go_on=always
+):
     """The k likeliest completions: [(text, probability), ...], the likeliest first.
 
-    Each ends with <|endoftext|> or after max_tokens tokens. Raises ValueError for a
-    character that the tokenizer does not know, and unless 1 <= k <= beam and
-    1 <= max_tokens.
+    Each ends with <|endoftext|> or after max_tokens tokens. ValueError for a character
+    that the tokenizer does not know, and unless 1 <= k <= beam and 1 <= max_tokens.
 
     Always taking the likeliest token would miss texts whose beginning is unlikely and
     whose rest is likely. Trying all texts would take vocab_size ** max_tokens steps.
     Beam search is a compromise: of all beginnings of the same length, it keeps the
     `beam` likeliest. It can still miss a text if, at some length, `beam` other
-    beginnings are likelier. A larger beam misses fewer texts. By default it is 10, or
-    k if that is more.
+    beginnings are likelier. A larger beam misses fewer: by default 10, or k if that is
+    more. The search is given up when go_on() is no longer true.
     """
     beam = max(10, k) if beam is None else beam
     if not 1 <= k <= beam or max_tokens < 1:
@@ -67,9 +77,9 @@ def completions(model, tokenizer, prompt="", k=5, max_tokens=20, beam=None):
         )
     start = [tokenizer.end] + tokenizer.encode(prompt)
     growing = [(0.0, [], CachedGPT(model))]  # log probability, ids, reader
-    finished = []  # log probability, ids
+    finished = []  # without readers
     for n in range(1, max_tokens + 1):
-        longer = one_token_longer(growing, start)
+        longer = one_token_longer(growing, start, go_on)
         growing = []
         for log_p, ids, reader in longer:
             if ids[-1] == tokenizer.end or n == max_tokens:
@@ -86,10 +96,12 @@ def completions(model, tokenizer, prompt="", k=5, max_tokens=20, beam=None):
     return [(tokenizer.decode(ids), math.exp(log_p)) for log_p, ids in finished]
 
 
-def one_token_longer(growing, start):
+def one_token_longer(growing, start, go_on):
     """Every extension of one of these texts by a token."""
     longer = []
     for log_p, ids, reader in growing:
+        if not go_on():
+            return []
         for i, p in enumerate(next_probabilities(reader, start + ids)):
             if p > 0:
                 longer.append((log_p + math.log(p), ids + [i], reader))
@@ -135,6 +147,8 @@ def percent(p):
 
 def row(shown, p):
     """A line for a text as it is shown, and its probability."""
+    if width() < 40:
+        return f"{percent(p):7}  {shown}"
     return f"  {percent(p):>9}  {shown}"
 
 

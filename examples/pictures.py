@@ -32,14 +32,23 @@ import os
 import random
 import sys
 import unicodedata
+import warnings
 from collections import namedtuple
 from itertools import permutations
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # for python -I
+
 from _common import (
+    escape,
+    fit,
+    is_safe,
     load,
     make_parser,
+    not_empty,
+    paragraph,
     progress,
     run_command,
+    visible,
     waiting,
     write_whole,
 )
@@ -100,7 +109,7 @@ def learn(trainer):
             if step.val_loss is not None:
                 held_out.append((step.step, step.val_loss))
                 show("")
-                print(f"{now}  held out {step.val_loss:.3f}", flush=True)
+                print(paragraph(f"{now}  held out {step.val_loss:.3f}"), flush=True)
             show(f"{now}  loss {step.loss:.3f}")
     measured = trainer.val_windows[:500]  # those that `evaluate` measures
     vocab_size = trainer.model.config.vocab_size
@@ -188,6 +197,58 @@ def plain(token):
     """A token as a label: short, and visible."""
     token = token.replace(END, "<|>").replace(" ", "\u2423")
     return token if token.isprintable() else repr(token)[1:-1]
+
+
+def choose_fonts(characters):
+    """The fonts that draw these characters, and the characters that no font has.
+
+    matplotlib's own font comes first. Of the installed ones, those with most of what is
+    still missing follow.
+    """
+    from matplotlib.font_manager import fontManager
+
+    own = "DejaVu Sans"
+    fonts = {}
+    for font in fontManager.ttflist:
+        if not font.name.startswith("Last Resort"):  # it has boxes for everything
+            fonts.setdefault(font.name, font.fname)
+    names = [own]
+    missing = set(characters) - characters_in(fonts.pop(own))
+    found = {}
+    if missing:
+        found = {name: missing & characters_in(fonts[name]) for name in sorted(fonts)}
+    while missing:
+        gains = {name: len(found[name] & missing) for name in found}
+        best = max(gains, key=gains.get, default=None)
+        if not gains.get(best):
+            break
+        names.append(best)
+        missing -= found[best]
+    return names, sorted(missing)
+
+
+def characters_in(path):
+    """The characters in the file of a font; none if matplotlib cannot read it."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return set(map(chr, FT2Font(path).get_charmap()))
+    except (OSError, RuntimeError, ValueError):
+        return set()
+
+
+def use_fonts(texts):
+    """Have matplotlib draw these texts as well as it can, and tell where it cannot."""
+    import matplotlib
+
+    characters = filter(str.isprintable, set().union(*texts))
+    names, missing = choose_fonts(characters)
+    matplotlib.rcParams["font.family"] = names
+    if missing:
+        shown = visible("".join(missing))
+        print(
+            fit(f"boxes       for {len(missing)} characters in no font here: {shown}")
+        )
 
 
 def new_figure(width, height):
@@ -378,8 +439,8 @@ def write_samples(axes, found, most=3):
     for v in found:
         lines = []
         for text in list(dict.fromkeys(v.samples))[:most]:
-            text = repr(text)[1:-1]
-            lines.append(text if len(text) < 11 else text[:9] + "\u2026")
+            text = "".join(c if is_safe(c) else escape(c) for c in text)
+            lines.append(fit(text, 10, "\u2026"))
         place = (v.temperature, 0)
         axes.annotate("\n".join(lines), place, (0, -40), ha="center", **below)
     place = (found[-1].temperature + 0.1, 0)
@@ -391,6 +452,8 @@ def write_samples(axes, found, most=3):
 
 def new_trainer(documents, steps, seed):
     """A Trainer for a new model. Its block holds documents of up to 64 characters."""
+    if len(documents) < 2:
+        raise ValueError("it takes two documents or more, because some are held out")
     tokenizer = microgpt.CharTokenizer(documents)
     block_size = min(64, 1 + max(map(len, documents)))
     shape = microgpt.Config(tokenizer.vocab_size, block_size, **SHAPE)
@@ -417,28 +480,25 @@ def draw(options, documents, save):
         known = trainer.documents
         others = trainer.val_documents
         whose = "held-out text"
-    text = options.text
-    if not text:
-        text = min(others, key=lambda document: abs(len(document) - 8))[:12]
-    tokenizer.encode(text)  # raises before training if it cannot
+    text = text_to_read(options, others, tokenizer)
+    tokens = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    shown = to_draw(tokens)
+    tokens = [tokens[i] for i in shown]
+    use_fonts([text, *tokens, *documents])
 
     if trainer is not None:
         losses, held_out, scale = learn(trainer)
-        counted = ", ".join(f"{name} {loss:.3f}" for name, loss in scale.items())
-        print(f"baselines   {counted}")
+        tell_baselines(scale)
         save("loss.png", draw_loss, losses, held_out, scale)
 
     with waiting("computing the attention"):
         maps = attention_maps(model, tokenizer, text)
     save("attention.png", draw_attention, *maps)
 
-    tokens = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
-    shown = to_draw(tokens)
     with waiting("finding the principal components"):
         table = model.params["wte.weight"]
         points, shares = principal_components([table[i] for i in shown])
     print("variance   ", ", ".join(f"{share:.1%}" for share in shares))
-    tokens = [tokens[i] for i in shown]
     save("embedding.png", draw_embedding, tokens, points, shares)
 
     found = write_at_all_temperatures(model, tokenizer, options, known)
@@ -447,13 +507,37 @@ def draw(options, documents, save):
     save("temperature.png", draw_temperature, found, own, whose)
 
 
+def tell_baselines(scale):
+    """Print the losses of models that only count."""
+    counted = ", ".join(f"{name} {loss:.3f}" for name, loss in scale.items())
+    print(paragraph(f"baselines   {counted}"))
+
+
+def text_to_read(options, documents, tokenizer):
+    """The document whose attention is drawn. An error comes before the training."""
+    text = options.text
+    if text is None:
+        text = min(documents, key=lambda document: abs(len(document) - 8))[:12]
+    try:
+        tokenizer.encode(text)
+    except ValueError as error:
+        if options.model is None or options.text is not None:
+            raise
+        path = options.file or "the bundled names"
+        raise ValueError(
+            f"{path}: {error}: name a text that is like the model's, as FILE"
+        ) from None
+    return text
+
+
 def write_at_all_temperatures(model, tokenizer, options, known):
     """Write samples, and print what there is to say about them -> [Variety, ...]."""
     found = []
     for t in TEMPERATURES:
         v = variety(model, tokenizer, t, options.samples, options.seed, known)
         shares = f"different {v.different:.2f}  new {v.new:.2f}"
-        print(f"temperature {t:.2f}  {shares}  loss {v.loss:.3f}", flush=True)
+        line = f"temperature {t:.2f}  {shares}  loss {v.loss:.3f}"
+        print(paragraph(line), flush=True)
         found.append(v)
     return found
 
@@ -473,12 +557,14 @@ def draw_all(options):
         path = os.path.join(options.out, name)
         with waiting(f"drawing {name}"):
             file = io.BytesIO()
-            function(*numbers).savefig(file)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of fonts, time and again
+                function(*numbers).savefig(file)
             picture = Image.open(file).convert("RGB").quantize(256)  # a third as large
             smaller = io.BytesIO()
             picture.save(smaller, "PNG", optimize=True)
             write_whole(path, smaller.getvalue())
-        print("drawn      ", path, flush=True)
+        print("drawn      ", visible(path), flush=True)
 
     if options.samples < 1:
         raise ValueError(f"samples is {options.samples}: must be 1 or more")
@@ -497,18 +583,25 @@ def arguments(argv):
         "file",
         metavar="FILE",
         nargs="?",
+        type=not_empty,
         help="A text file, one document per line (the bundled names).",
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
         default="pictures",
+        type=not_empty,
         help="The directory for the pictures (pictures).",
     )
     parser.add_argument(
-        "--model", metavar="DIR", help="Draw the model that --save has written there."
+        "--model",
+        metavar="DIR",
+        type=not_empty,
+        help="Draw the model that --save has written there.",
     )
-    parser.add_argument("--text", help="The document whose attention is drawn.")
+    parser.add_argument(
+        "--text", type=not_empty, help="The document whose attention is drawn."
+    )
     numbers = {
         "steps": (1000, "How many steps to train, of 8 windows each (1000)."),
         "samples": (100, "How many samples to write at each temperature (100)."),

@@ -40,6 +40,7 @@ have all their digits (no NaN, no Infinity). The order of names does not matter.
 
 import json
 import math
+import os
 import sys
 from bisect import bisect
 from dataclasses import asdict
@@ -48,12 +49,18 @@ from itertools import zip_longest
 from operator import itemgetter
 from unicodedata import category
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # for python -I
+
 from _common import (
     can_show,
     columns,
     escape,
+    fit,
+    flow,
     load,
     make_parser,
+    not_empty,
+    paragraph,
     run_command,
     visible,
     waiting,
@@ -77,14 +84,14 @@ SHARES = [0.02, 0.1, 0.25, 0.5]  # of attention, where the next shade begins
 def safe(text):
     """A text in characters that take one column each, with _ for a space.
 
-    Characters that are unprintable, wide, combining or unknown to the output are
-    escaped.
+    Characters that are unprintable, wide, combining, joining or unknown to the output
+    are escaped.
     """
     shown = []
     for c in text:
         if c == " ":
             shown.append("_")
-        elif columns(c) > 1 or category(c).startswith("M"):
+        elif columns(c) != 1 or category(c).startswith("M"):
             shown.append(escape(c))
         else:
             shown.append(visible(c))
@@ -114,7 +121,7 @@ def shaded(row, limits):
 def legend(limits, form):
     """Where each shade begins."""
     begins = [f"{shade} {x:{form}}" for shade, x in zip(shades(), [0, *limits])]
-    return "a shade begins at:  " + "  ".join(begins)
+    return flow(["a shade begins at:", *begins], "  ")
 
 
 def grid(labels, rows, above=(), ends=()):
@@ -145,8 +152,9 @@ def show_attention(trace, config, labels, brief):
     for i in range(config.n_layer):
         for j, rows in enumerate(trace[f"h.{i}.attn"]):
             heads[f"h.{i} head {j}"] = rows
-    print("\nAttention: how much of its attention a token gives to each token that it")
-    print(f"sees, including itself;\n{legend(SHARES, '.0%')}")
+    what = "Attention: how much of its attention a token gives to each token that it "
+    what += "sees, including itself;"
+    print(f"\n{paragraph(what)}\n{legend(SHARES, '.0%')}")
     if brief:
         title = f"the last token, {labels[-1]}, in each head"
         show_weights(title, list(heads), [rows[-1] for rows in heads.values()], labels)
@@ -157,7 +165,7 @@ def show_attention(trace, config, labels, brief):
 
 def show_weights(title, names, rows, labels):
     """Print a grid of weights. If it is too wide, only the last tokens are drawn."""
-    room = width() - max(map(len, names)) - 1
+    room = max(1, width() - max(map(len, names)) - 1)
     first = max(0, len(labels) - room)
     if first:
         title += f" (the last {len(labels) - first} of {len(labels)} tokens)"
@@ -167,7 +175,7 @@ def show_weights(title, names, rows, labels):
         if len(row) > first:
             kept_names.append(name)
             kept_rows.append(shaded(row[first:], SHARES))
-    print(f"\n{title}\n{grid(kept_names, kept_rows, labels[first:])}")
+    print(f"\n{paragraph(title)}\n{grid(kept_names, kept_rows, labels[first:])}")
 
 
 def grouped(row, size):
@@ -193,29 +201,32 @@ def show_residual(trace, config, labels, brief):
             title = f"{name}: rows are tokens, columns dimensions"
             panels.append((title, labels, trace[name]))
     longest = max(len(name) for _, names, _ in panels for name in names)
-    size = math.ceil(config.n_embd / (width() - longest - 13))
+    room = width() - longest - 1
+    is_wide = room >= 30  # else there is no room for the root mean squares
+    size = math.ceil(config.n_embd / (room - 12 if is_wide else max(1, room)))
     cells = [[grouped(row, size) for row in rows] for _, _, rows in panels]
     largest = max(x for rows in cells for row in rows for x in row)
     limits = [(largest or 1) / 2**i for i in (4, 3, 2, 1)]
     cell = "a number"
     if size > 1:
         cell = f"the mean of {size} numbers (the last: of the rest)"
-    print(
-        f"\nResidual stream: absolute values; a row ends with its root mean square;\n"
-        f"a cell is {cell}, at most {largest:.3g};\n{legend(limits, '.3g')}"
-    )
+    what = "Residual stream: absolute values;"
+    if is_wide:
+        what += " a row ends with its root mean square;"
+    print(f"\n{paragraph(what)}")
+    print(paragraph(f"a cell is {cell}, at most {largest:.3g};"))
+    print(legend(limits, ".3g"))
     for (title, names, rows), shown in zip(panels, cells):
-        ends = [f"  {root_mean_square(row):.4g}" for row in rows]
+        ends = [f"  {root_mean_square(row):.4g}" for row in rows if is_wide]
         drawn = grid(names, [shaded(row, limits) for row in shown], ends=ends)
-        print(f"\n{title}\n{drawn}")
+        print(f"\n{paragraph(title)}\n{drawn}")
 
 
 def show_neighbours(model, tokenizer, tokens):
     """Print each token, and the tokens with the most similar directions in wte."""
-    print(
-        "\nNeighbours: the nearest tokens in wte, the token embedding, by cosine\n"
-        "(1: the same direction, 0: nothing in common, -1: opposite directions)\n"
-    )
+    what = "Neighbours: the nearest tokens in wte, the token embedding, by cosine "
+    what += "(1: the same direction, 0: nothing in common, -1: opposite directions)"
+    print(f"\n{paragraph(what)}\n")
     table = model.params["wte.weight"]
     for token in dict.fromkeys(tokens):
         cells = [f"{label(tokenizer, token):>{LABEL}}"]
@@ -223,7 +234,8 @@ def show_neighbours(model, tokenizer, tokens):
             nearest = neighbours(table, token)
         for cosine, i in nearest:
             cells.append(f"{label(tokenizer, i):>{LABEL}} {cosine:5.2f}")
-        print("  ".join(cells), flush=True)
+        below = " " * (LABEL + 2 if width() >= 30 else 2)
+        print(flow(cells, below), flush=True)
 
 
 def neighbours(table, token):
@@ -413,9 +425,9 @@ def compare(paths, tolerance):
         a, b = map(read_trace, paths)
     for name in "config", "tokens", "positions", "targets":
         if a[name] != b[name]:
-            print(f"{name} differ, so nothing else can be compared")
-            print(f"A  {a[name]}"[: width()])
-            print(f"B  {b[name]}"[: width()])
+            print(paragraph(f"{name} differ, so nothing else can be compared"))
+            print(fit(f"A  {a[name]}"))
+            print(fit(f"B  {b[name]}"))
             return 1
     found = {}
     with waiting("comparing"):
@@ -423,9 +435,8 @@ def compare(paths, tolerance):
             found[name] = list(differences(x, y, tolerance))
     count = len(found) - 1  # the loss is neither an activation nor a gradient
     if not any(found.values()):
-        print(
-            f"equal within {tolerance:g}: {count} activations and gradients, the loss"
-        )
+        what = f"{count} activations and gradients, the loss"
+        print(paragraph(f"equal within {tolerance:g}: {what}"))
         return 0
     tell_differences(found, count)
     return 1
@@ -435,14 +446,19 @@ def tell_differences(found, count):
     """Print the first difference, and the largest one of every other name."""
     first, *others = [name for name in found if found[name]]
     index, x, y, size = found[first][0]
-    print(f"first difference: {' '.join(first.split())}{index}"[: width()])
-    print(f"A           {described(x)}")
-    print(f"B           {described(y)}")
-    print(f"difference  {amount(x, y, size)}")
-    print(f"\nothers that differ: {len(others)} of {count}; the largest of each:")
+    print(paragraph(fit(f"first difference: {' '.join(first.split())}{index}", 79)))
+    print(paragraph(f"A           {described(x)}"))
+    print(paragraph(f"B           {described(y)}"))
+    print(paragraph(f"difference  {amount(x, y, size)}"))
+    what = f"others that differ: {len(others)} of {count}; the largest of each:"
+    print("\n" + paragraph(what))
     for name in others:
         index, x, y, size = max(found[name], key=itemgetter(3))
-        print(f"{name + index:44} {amount(x, y, size)}"[: width()])
+        if width() >= 60:
+            print(fit(f"{name + index:44} {amount(x, y, size)}"))
+        else:
+            print(paragraph(" ".join(name.split()) + index))
+            print(paragraph(amount(x, y, size), "  ", "  "))
 
 
 # --- The command ----------------------------------------------------------------------
@@ -464,13 +480,11 @@ def look(options):
         engine = microgpt.ENGINES[options.engine]()
         with waiting("computing all activations and gradients"):
             write_json(options.json, full_trace(model, window, engine))
-    print(f"{len(tokens)} tokens; <|> is <|endoftext|>, _ is a space")
+    print(paragraph(f"{len(tokens)} tokens; <|> is <|endoftext|>, _ is a space"))
     if rest:
         total = len(tokens) + sum(len(window) - 1 for window in rest)
-        print(
-            f"only the first {len(tokens)} of {total} tokens: the model cannot see "
-            "more at once"
-        )
+        what = f"only the first {len(tokens)} of {total} tokens"
+        print(paragraph(f"{what}: the model cannot see more at once"))
     show(options, model, tokenizer, tokens)
     if options.json:
         print(f"\nwritten to {safe(options.json)}")
@@ -533,7 +547,10 @@ def main(argv=None):
     for name, sentence in FLAGS.items():
         parser.add_argument(name, action="store_true", help=sentence)
     parser.add_argument(
-        "--json", metavar="FILE", help="Write every activation and gradient to a file."
+        "--json",
+        metavar="FILE",
+        type=not_empty,
+        help="Write every activation and gradient to a file.",
     )
     parser.add_argument(
         "--engine",

@@ -15,6 +15,7 @@ import os
 import random
 import re
 import signal
+import struct
 import subprocess
 import sys
 from collections import Counter, namedtuple
@@ -303,13 +304,19 @@ def start(*args, script=SCRIPT, env=(), **options):
     )
 
 
-def on_terminal(*args, until=None, **options):
+def on_terminal(*args, until=None, columns=0, **options):
     """What a program shows on a pseudo-terminal, with \n at the end of its lines.
 
     Ctrl-C comes when it has shown `until`, which is bytes. It must end well.
     """
     pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
+    if columns:
+        import fcntl
+        import termios
+
+        size = struct.pack("HHHH", 24, columns, 0, 0)
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, size)
     child = start(*args, stdin=slave, stdout=slave, **options)
     os.close(slave)
     output = b""

@@ -278,6 +278,8 @@ def load(module):
 
 def check_all(options):
     """Check the engines of the modules that are named, or microgpt's own."""
+    from _common import paragraph
+
     engines = [] if options.modules else [microgpt.TensorEngine]
     what = ""
     try:
@@ -287,7 +289,8 @@ def check_all(options):
             what = engine.name
             for layer, difference in check_engine(engine).items():
                 digits = f"10^{math.log10(difference):.0f}" if difference else "0"
-                print(f"{what:10} {layer:16} equal, but for {digits}", flush=True)
+                line = f"{what:10} {layer:16} equal, but for {digits}"
+                print(paragraph(line), flush=True)
     except BrokenPipeError:
         raise
     except Exception as error:  # a module may raise anything

@@ -112,7 +112,7 @@ def cross_entropy(logits, targets):
 def to_tensor(x, device, dtype):
     """A row or rows of numbers -> a tensor."""
     x = x if torch.is_tensor(x) else torch.from_numpy(np.array(x))
-    return x.to(device, dtype)
+    return x.to(dtype).to(device)  # in this order, for devices that lack float64
 
 
 def side_by_side(windows, length, device):

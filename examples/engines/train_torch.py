@@ -31,6 +31,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 
 try:
     import torch_engine  # noqa: I001  first: PyTorch would warn at length of a missing NumPy
@@ -204,8 +205,12 @@ class TorchEngine(torch_engine.TorchLayers):
         try:
             loss = self.backward(model, batch)
         except Exception as error:
+            problem = first_line(error)
             if not self.leads:  # the first one's errors are shown anyway
-                print(f"train_torch: process {self.rank}: {error}", file=sys.__stderr__)
+                said = f"train_torch: process {self.rank}: {problem}"
+                print(said, file=sys.__stderr__)
+            if isinstance(error, RuntimeError):
+                raise RuntimeError(problem) from error
             raise
         # If the loss is not finite, all processes end with the same error.
         self.in_touch = self.n_processes > 1 and math.isfinite(loss)
@@ -264,7 +269,7 @@ class TorchEngine(torch_engine.TorchLayers):
         for name, x in tensors.items():
             if not x.isfinite().all():
                 raise ValueError(f"{name} has numbers that are not finite")
-            x = x.to("cpu", {"F64": torch.float64, "F32": torch.float32}[dtype])
+            x = x.cpu().to({"F64": torch.float64, "F32": torch.float32}[dtype])
             if is_linear_weight(name):
                 x = x.t()  # GPT-2's files have [n_in, n_out]
             numbers[name] = x.contiguous()
@@ -285,6 +290,15 @@ class TorchEngine(torch_engine.TorchLayers):
         )
         share = tokens_per_second * per_token / self.peak
         return f"{super().rate(tokens_per_second)}  MFU {share:.1%}"
+
+
+def first_line(error):
+    """What is wrong, without PyTorch's advice on how to report it."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    problem = microgpt.printable(lines[0])
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        problem += " (without --compile, it is not needed)"
+    return problem
 
 
 def count_predictions(windows):
@@ -319,23 +333,56 @@ def parse(argv):
         raise ValueError(f"accumulate is {options['accumulate']}: must be 1 or more")
     if not 0 <= options["peak"] < math.inf:
         raise ValueError(f"peak is {options['peak']}: must be a number of TFLOP/s")
+    if "start" in given and not options["start"]:
+        raise ValueError("start is '': must name a directory")
     if options["random"] and not options["start"]:
         raise ValueError("--random is for --start DIR")
     return options, rest
 
 
-def find_device(name):
+def usable_devices():
+    """The names of the devices that PyTorch finds here."""
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found
+
+
+def find_device(name, dtype):
     """The device of this name; of several GPUs, the one of this process."""
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {name!r}: PyTorch finds no such GPU here")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device is {name!r}: PyTorch finds no such GPU here")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    asked_for = name
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    found = usable_devices()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of kinds that are no more
+            device = torch.device(name)
+            torch.ones(1, device=device).item()  # raises if it is not there
+    except Exception:  # of any kind, which depends on the device
+        if name in found:
+            raise  # it is there, but in use
+        usable = " or ".join(found)
+        raise ValueError(
+            f"device is {asked_for!r}: PyTorch finds none here; use {usable}"
+        ) from None
+    problem = lacks(device, dtype)
+    if problem:
+        raise ValueError(f"dtype is {dtype!r}: {problem}")
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.ones(1, device=device)  # raises if it is not there
     return device
+
+
+def lacks(device, dtype):
+    """Why a device cannot compute with this dtype, or an empty text if it can."""
+    if dtype == "float64" and device.type == "mps":
+        return "mps has no such numbers, use float32"
+    if dtype != "bfloat16" or device.type != "cuda" or torch.cuda.is_bf16_supported():
+        return ""
+    return f"{device} has no such numbers, use float32"
 
 
 def seed_of(options):
@@ -349,7 +396,7 @@ def seed_of(options):
 def run(argv):
     """Train as the options say -> an exit status."""
     options, rest = parse(argv)
-    device = find_device(options["device"])
+    device = find_device(options["device"], options["dtype"])
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun sets it
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     names = ("dtype", "accumulate", "compile", "peak")
@@ -357,7 +404,8 @@ def run(argv):
     start = None
     if options["start"]:
         if sys.stderr.isatty():  # GPT-2 takes some seconds
-            print(f"train_torch: loading {options['start']}", file=sys.stderr)
+            name = microgpt.printable(options["start"])
+            print(f"train_torch: loading {name}", file=sys.stderr)
         model = microgpt.load_model(options["start"])
         if options["random"]:
             model = engine.new_model(model.config, seed_of(rest))
@@ -378,7 +426,7 @@ def main(argv=None):
         try:
             return run(argv)
         except (OSError, ValueError, RuntimeError, AssertionError) as error:
-            print(f"train_torch: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(f"train_torch: {first_line(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("train_torch: interrupted", file=sys.stderr)

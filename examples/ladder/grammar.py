@@ -16,6 +16,7 @@ this best loss for its pattern, log 180 / 7.
 """
 
 import random
+import sys
 from itertools import permutations, product
 from pathlib import Path
 
@@ -60,6 +61,9 @@ def all_sentences(path=GRAMMAR, seed=0):
 
 
 def main():
+    if "--help" in sys.argv:
+        print(__doc__)
+        return
     sentences = all_sentences()
     path = GRAMMAR.with_name("sentences.txt")
     path.write_bytes("".join(f"{sentence}\n" for sentence in sentences).encode())

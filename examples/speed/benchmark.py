@@ -17,7 +17,7 @@ from contextlib import ExitStack
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from _common import make_parser, run_command
+from _common import make_parser, not_empty, run_command
 from baseline import BLOCK, FIRST_STEPS, Baseline
 from gpt2 import gpt2
 from library import bpe
@@ -136,14 +136,18 @@ def main(argv=None):
     """The command; returns the exit status."""
     parser = make_parser("benchmark", __doc__, TAKES)
     parser.add_argument(
-        "file", metavar="FILE", nargs="?", help="Documents, one a line (bundled names)."
+        "file",
+        metavar="FILE",
+        nargs="?",
+        type=not_empty,
+        help="Documents, one a line (bundled names).",
     )
     for name, word, sentence in [
         ("--baseline", "SCRIPT.py", "Compare with another GPT, a script."),
         ("--baseline-python", "PYTHON", "The interpreter that runs it (this one)."),
         ("--nanogpt", "PATH", "With --engines: also nanoGPT, where its model.py is."),
     ]:
-        parser.add_argument(name, metavar=word, help=sentence)
+        parser.add_argument(name, metavar=word, type=not_empty, help=sentence)
     for name, sentence in [
         ("--engines", "Also measure the engines of examples/engines/, if installed."),
         ("--gpt2", f"Also measure a model of GPT-2's smallest shape. {GPT2_TAKES}"),

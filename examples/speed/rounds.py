@@ -13,7 +13,7 @@ from collections import namedtuple
 from functools import partial
 from time import perf_counter
 
-from _common import progress, waiting
+from _common import progress, waiting, width
 
 from microgpt import mean
 
@@ -66,7 +66,10 @@ def row(label, value, unit="", note=""):
     if isinstance(value, float):
         digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 2
         value = f"{value:,.{digits}f}"
-    print(f"{label:34} {value:>13} {unit:14} {note}".rstrip(), flush=True)
+    line = f"{label:34} {value:>13} {unit:14} {note}"
+    if width() < 79:
+        line = f"{label}\n  {value} {unit} {note}"
+    print(line.rstrip(), flush=True)
 
 
 def ratio_row(label, slower, faster):

@@ -166,6 +166,22 @@ def test_typing_goes_on_while_the_model_is_at_work(converse, monkeypatch):
     assert in_time and all(in_time)
 
 
+def test_leaving_gives_up_the_search(converse, monkeypatch):
+    given_up = []
+
+    def search(*args):
+        *_, go_on = args
+        until = time.monotonic() + 20
+        while go_on() and time.monotonic() < until:
+            time.sleep(0.01)
+        given_up.append(not go_on())
+        return []
+
+    monkeypatch.setattr(autocomplete, "suggest", search)
+    converse((">", "a"), ("> a", "\x03"))
+    assert given_up and all(given_up)
+
+
 def test_unknown_characters_are_named_and_the_line_can_be_mended(converse, names):
     said = converse(
         (">", "bx"),
@@ -237,6 +253,16 @@ def test_half_a_character_is_not_put_in():
     ways = autocomplete.suggest(make(tokenizer), tokenizer, "", 258, 1)
     assert any("\ufffd" in shown for _, shown, _ in ways)
     assert not any("\ufffd" in text for text, _, _ in ways)
+
+
+def test_what_could_move_the_cursor_is_shown_but_not_put_in():
+    strange = "a\x1b\u2028\u202e\u200c"
+    tokenizer = microgpt.CharTokenizer([strange])
+    ways = autocomplete.suggest(make(tokenizer), tokenizer, "", 6, 1)
+    inserted = {text for text, _, _ in ways}
+    assert inserted == {"", "a", "\u200c"}
+    assert all(shown == autocomplete.visible(shown) for _, shown, _ in ways)
+    assert any(r"\u202e" in shown for _, shown, _ in ways)
 
 
 # --- Without a terminal ---

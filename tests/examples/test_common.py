@@ -18,8 +18,10 @@ from helpers import (
     command,
     kept,
     make,
+    on_terminal,
     program,
     start,
+    works,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,6 +112,9 @@ def test_what_a_link_leads_to_is_written_and_a_pipe_stays_a_pipe(tmp_path):
         ("latin-1", "\xe9" + WIDE, "\xe9" + r"\u5929\u5730"),
         ("ascii", "it's \xe9\U0001f642", r"it's \xe9\U0001f642"),
         ("utf-8", "\udc80", r"\udc80"),
+        ("utf-8", "\x85\u2028\u2066\ufeff\x7f", r"\x85\u2028\u2066\ufeff\x7f"),
+        ("utf-8", "a\u200cb\u200dc\u0301", "a\u200cb\u200dc\u0301"),
+        ("ascii", "a\u200c", r"a\u200c"),
     ],
 )
 def test_visible_escapes_what_cannot_be_shown_and_nothing_else(
@@ -127,19 +132,40 @@ def test_quoted_is_in_quotes_that_the_output_can_show(monkeypatch, encoding, quo
     assert _common.quoted("\xe9\n") == quoted
 
 
-@given(st.text(st.sampled_from("ab\xe9\uff21" + WIDE)), st.integers(3, 20))
+@pytest.mark.parametrize(
+    "text, n",
+    [
+        ("abc", 3),
+        (WIDE, 4),
+        ("e\u0301", 1),  # an accent by itself
+        ("\u0e17\u0e35\u0e48", 1),  # a Thai consonant with two marks
+        ("\u0915\u094d\u200d\u0937", 2),  # Hindi, with a joiner
+        ("\u0645\u06cc\u200c\u062e", 3),  # Persian, with a non-joiner
+        ("1\u20dd", 1),  # in a circle
+    ],
+)
+def test_a_character_takes_one_column_or_two_or_none(text, n):
+    assert _common.columns(text) == n
+    assert _common.pad(text, 9) == text + " " * (9 - n)
+    assert _common.fit(text + "abc", n + 3) == text + "abc"
+    assert _common.columns(_common.pad(4 * text, 5)) == 5
+
+
+@given(st.text(st.sampled_from("ab\xe9\u0301\uff21" + WIDE)), st.integers(1, 20))
 def test_a_text_that_fits_is_left_alone_and_another_is_cut(text, limit):
     fitted = _common.fit(text, limit)
-    if len(text) + sum(c in "\uff21" + WIDE for c in text) <= limit:
+    plain = text.replace("\u0301", "")
+    if len(plain) + sum(c in "\uff21" + WIDE for c in plain) <= limit:
         assert fitted == text
     else:
-        assert fitted.endswith("...") and text.startswith(fitted[:-3])
+        n = min(3, limit)
+        assert fitted.endswith(n * ".") and text.startswith(fitted[:-n])
         assert limit - 1 <= _common.columns(fitted) <= limit
 
 
 @pytest.mark.parametrize(
     "is_terminal, terminal, expected",
-    [(False, 30, 79), (True, 200, 79), (True, 70, 69), (True, 30, 60)],
+    [(False, 30, 79), (True, 200, 79), (True, 70, 69), (True, 20, 19), (True, 1, 1)],
 )
 def test_a_line_is_as_wide_as_the_terminal_within_limits(
     monkeypatch, is_terminal, terminal, expected
@@ -179,6 +205,28 @@ def test_only_a_terminal_shows_that_work_goes_on_and_it_is_blank_at_the_end(
     assert re.search("\r +\r$", output.shown()) if is_terminal else not output.shown()
 
 
+def test_a_live_line_stays_one_line_while_the_window_changes(monkeypatch):
+    output = Output(is_terminal=True)
+    monkeypatch.setattr(sys, "stdout", output)
+    with _common.progress() as show:
+        for letter, terminal in zip("abc", ["80", "20", "60"]):
+            monkeypatch.setenv("COLUMNS", terminal)
+            show(letter * 50)
+    drawn = output.shown().split("\r")
+    letters = ["", "", "a" * 50, " " * 19, "b" * 16 + "...", " " * 19, "c" * 50]
+    assert drawn == [*letters, " " * 50, ""]
+
+
+def test_how_long_it_takes_is_shown_even_where_the_rest_is_cut(monkeypatch):
+    output = Output(is_terminal=True)
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setenv("COLUMNS", "20")
+    with _common.waiting("loading " + "x" * 50, every=0.001):
+        while not output.shown():
+            pass
+    assert "\rloading xxx...: 0 s" in output.shown()
+
+
 # --- How a program ends ---
 
 
@@ -204,6 +252,7 @@ def ending(capsys, error, **options):
         (MemoryError(), 1, "name: not enough memory\n"),
         (KeyboardInterrupt(), 130, "name: interrupted\n"),
         (BrokenPipeError(32, "Broken pipe"), 1, ""),
+        (ValueError("\x1b[2J\na\u202e"), 1, "name: \\x1b[2J\\na\\u202e\n"),
     ],
 )
 def test_what_goes_wrong_is_told_in_one_line(capsys, error, status, said):
@@ -273,6 +322,45 @@ def test_a_program_works_without_docstrings(words):
     assert (child.returncode, child.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("name", "explain lookahead autocomplete xray".split())
+def test_a_program_works_where_python_adds_nothing_to_its_path(saved, name):
+    words = words_of(name, saved)
+    child = command(EXAMPLES / f"{name}.py", *words, script="-I", stdin=-3)
+    assert (child.returncode, child.stderr) == (0, "")
+
+
+def test_an_unknown_option_is_refused_in_one_line(name, saved, capsys):
+    words = [*words_of(name, saved), "--nonsense\x1b"]
+    try:
+        status = importlib.import_module(name).main(words)
+    except SystemExit as ended:
+        status = ended.code
+    output, error = capsys.readouterr()
+    assert status in (1, 2) and output == ""
+    assert re.fullmatch(r"\w+: .*--nonsense.* [(]see --help[)]\n", error)
+    assert "\x1b" not in error
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("xray", ["DIR", "ab", "--json", ""]),
+        ("pictures", [""]),
+        ("pictures", ["--out", ""]),
+        ("pictures", ["--model", ""]),
+        ("pictures", ["--text", ""]),
+        ("benchmark", [""]),
+        ("benchmark", ["--baseline", ""]),
+        ("benchmark", ["--nanogpt", ""]),
+    ],
+)
+def test_an_empty_name_is_not_taken_for_none(saved, name, words, capsys):
+    words = [saved if word == "DIR" else word for word in words]
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main(words)
+    assert "it is empty" in capsys.readouterr().err
+
+
 def test_a_program_without_an_input_reads_nothing(saved, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
     assert importlib.import_module("autocomplete").main([str(saved)]) == 0
@@ -307,10 +395,12 @@ def test_a_program_ends_quietly_when_nobody_reads(name, saved, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_a_full_disk_is_told_in_one_line(saved):
+@pytest.mark.parametrize("name, word", [("lookahead", "DIR"), ("ladder", "die")])
+def test_a_full_disk_is_told_in_one_line(saved, name, word):
+    word = saved if word == "DIR" else word
     with open("/dev/full", "w") as full:
-        child = start(saved, script=program("lookahead"), stdout=full)
-    said = "lookahead: No space left on device\n"
+        child = start(word, script=program(name), stdout=full)
+    said = f"{name}: No space left on device\n"
     assert (child.communicate()[1], child.returncode) == (said, 1)
 
 
@@ -341,12 +431,52 @@ def test_ctrl_c_before_the_training_with_pytorch_is_one_line(monkeypatch, capsys
     pytest.importorskip("torch")
     train_torch = pytest.importorskip("train_torch")
 
-    def interrupt(name):
+    def interrupt(name, dtype):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_torch, "find_device", interrupt)
     assert train_torch.main([]) == 130
     assert capsys.readouterr() == ("", "train_torch: interrupted\n")
+
+
+# {what: words that draw something wide}, for a model that knows these characters.
+STRANGE = "ab\x1b\x07\x9b\u202e\u2028\u2066"
+WIDE_OUTPUTS = {
+    "explain": ["explain", "DIR", STRANGE, "ab" * 30],
+    "lookahead": ["lookahead", "DIR", STRANGE, "-k", "8"],
+    "attention": ["xray", "DIR", STRANGE * 2, "--attention", "--neighbours"],
+    "residual": ["xray", "DIR", STRANGE * 2, "--residual"],
+    "in brief": ["xray", "DIR", "ab" * 30],
+    "to compare": ["xray", "--compare", "FILE", "FILE"],
+    "ladder": ["ladder"],
+    "graph": ["graph"],
+    "graph, wide": ["graph", "\u5929*exp(a)/(\u5929+1e-9)", "\u5929=-1e-300", "a=-99"],
+    "layer": ["graph", "--layer", "softmax"],
+}
+
+
+@pytest.fixture(scope="module")
+def strange(tmp_path_factory):
+    """The directory of a model that writes what could move the cursor, and a trace."""
+    tokenizer = microgpt.CharTokenizer([STRANGE])
+    directory = tmp_path_factory.mktemp("strange")
+    kept(make(tokenizer, block_size=16), tokenizer, directory)
+    file = directory / "\x1b[2J.json"
+    works(directory, "ab", "--json", file, script=program("xray"))
+    return {"DIR": directory, "FILE": file}
+
+
+@pytest.mark.parametrize("terminal", [20, 30, 40, 80])
+@pytest.mark.parametrize("words", WIDE_OUTPUTS.values(), ids=WIDE_OUTPUTS)
+def test_on_a_terminal_no_line_is_too_long_and_nothing_moves_the_cursor(
+    strange, words, terminal
+):
+    name, *words = [strange.get(word, word) for word in words]
+    shown = on_terminal(*words, script=program(name), columns=terminal)
+    shown = re.sub("\x1b\\[(0|3[123])m", "", shown)  # colours
+    lines = re.split("[\r\n]", shown)
+    assert all(line.isprintable() for line in lines)
+    assert max(map(_common.columns, lines)) < terminal
 
 
 # --- python microgpt.py NAME ---

@@ -185,6 +185,51 @@ def test_a_deep_graph_is_not_too_deep_and_not_too_wide():
     assert graph.dot(value).count("->") == 4_000
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["1e999"], "1e999: too large a number"),
+        (["a + 0x" + "1" * 5000, "a=1"], "0x" + "1" * 48 + ": too large a number"),
+        (["1" * 400], "1" * 50 + ": too large a number"),
+        (["\u0430 * 2", "a=1"], "\u0430 (U+0430) has no value: add .*; given: a$"),
+        (["a * 2", "\u0430=1"], "a has no value: add a=.*; given: \u0430 (U+0430)$"),
+        (["a * 2", "b=1"], "a has no value: add a=NUMBER$"),
+        (["fi", "\ufb01=1", "fi=2"], "'fi=2' must be .* each name once"),
+        (["a", "a=" + "1" * 5000], "'a=" + "1" * 48 + "' must be a name"),
+    ],
+)
+def test_what_was_typed_is_what_is_blamed(words, said, capsys):
+    assert graph.main(words) == 1
+    out, error = capsys.readouterr()
+    said = said.replace("(U+", r"\(U\+").replace(")", r"\)")
+    assert out == "" and re.match(f"graph: {said}", error)
+
+
+@pytest.mark.parametrize("n", [4301, 10_000])
+def test_a_number_of_thousands_of_digits_is_blamed_itself(n, capsys):
+    assert graph.main(["1" * n]) == 1
+    error = capsys.readouterr().err
+    assert len(error) < 150 and re.search("many digits|too large", error)
+
+
+@pytest.mark.parametrize("name", ["\xb5", "\u03bc", "\ufb01", "\u212b"])
+def test_names_are_folded_as_python_folds_them(name, capsys):
+    assert graph.main([f"{name} * 2", f"{name}=3"]) == 0
+    assert "* 2     6" in capsys.readouterr().out
+
+
+def test_wide_names_and_accents_stand_in_straight_columns():
+    wide = "\u5929"
+    at = {wide: 1.0, "x\u0301": 2.0}
+    value, names = graph.compute(f"{wide} * x\u0301", at)
+    value.backward()
+    title, *lines = graph.tree(value, names).split("\n")
+    place = title.index("grad")
+    for line, grad in zip(lines, "121"):
+        line = line.replace(wide, "ab").replace("\u0301", "")
+        assert line[place : place + 4] == f"   {grad}"
+
+
 def test_equal_parts_are_two_nodes_and_what_python_hides_is_named():
     value, names = graph.compute("(a * b) - (a * b) / b + 2 ** a", {"a": 2.0, "b": 4.0})
     labels = sorted(graph.labels(value, names).values())
@@ -318,7 +363,7 @@ def test_what_is_no_arithmetic_is_refused_and_named(text, refused):
         ("log(-a) * 2", "log(-a):", ""),
         ("a + (-8) ** 0.5", "(-8) ** 0.5:", "real"),
         ("1e200 * a * 1e200", "a * 1e+200:", "finite"),
-        ("a + 1e999", "1e309:", "finite"),
+        ("a + 1e999", "1e999:", "large"),
         ("log(a * 1e-320)", "log(a * 1e-320):", "finite"),
         ("a ** c", "c", "add c=NUMBER"),
         ("a +", "'a +'", "not an expression"),

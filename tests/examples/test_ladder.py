@@ -408,6 +408,14 @@ def test_the_sentences_are_all_that_the_grammar_makes_each_once(tmp_path, capsys
     assert written == (ROOT / "data" / "sentences.txt").read_bytes()
 
 
+def test_help_about_the_grammar_writes_nothing(tmp_path, monkeypatch, capsys):
+    writer = load(FOLDER / "grammar.py", GRAMMAR=tmp_path / "grammar.txt")
+    monkeypatch.setattr(writer.sys, "argv", ["grammar.py", "--help"])
+    writer.main()
+    assert capsys.readouterr().out.startswith("Generate the ladder's sentences")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_name_with_a_number_is_the_same_word_wherever_it_has_that_number():
     classes = {"A": ["x", "y", "z"], "B": ["u", "v"]}
     expected = []

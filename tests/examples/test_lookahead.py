@@ -158,6 +158,12 @@ def test_within_the_block_a_token_is_read_once_and_beyond_it_the_last_block_is(r
     assert reads == [4, 4]
 
 
+def test_a_search_that_is_given_up_reads_nothing_more(reads):
+    answers = iter([True, True, False])
+    found = completions(draws(0.4, 0.3, 0.3, 0.0), ABC, go_on=lambda: next(answers))
+    assert (found, reads) == ([], [1, 1])
+
+
 @pytest.mark.parametrize("k, calls", [(1, 1), (2, 3)])
 def test_the_search_stops_when_nothing_that_grows_can_still_win(reads, k, calls):
     # end 0.9. What grows has at most 0.06: after 1 call the best is known. After 2

@@ -5,10 +5,21 @@ import os
 import signal
 import struct
 import sys
+from pathlib import Path
 
 import pictures
 import pytest
-from helpers import command, is_one_line, program, says_one_line, start
+from helpers import (
+    ABC,
+    command,
+    is_one_line,
+    kept,
+    make,
+    program,
+    says_one_line,
+    start,
+    works,
+)
 
 import microgpt
 
@@ -198,6 +209,41 @@ def test_temperatures_are_drawn_with_samples():
     assert words(bottom) == ["samples", "held-out text", "an", few, "some samples"]
 
 
+@pytest.mark.parametrize(
+    "characters, fonts, missing",
+    [
+        ("ab\u4e00", ["DejaVu Sans"], "\u4e00"),
+        ("a\u231a", ["DejaVu Sans", "STIXGeneral"], ""),
+        ("\u0378\u231a\u4e00", ["DejaVu Sans", "STIXGeneral"], "\u0378\u4e00"),
+    ],
+)
+def test_fonts_are_those_that_have_the_characters(
+    monkeypatch, characters, fonts, missing
+):
+    manager = pytest.importorskip("matplotlib.font_manager").fontManager
+    known = "DejaVu Sans", "STIXGeneral", "Last Resort High-Efficiency"
+    ours = [font for font in manager.ttflist if font.name in known]
+    monkeypatch.setattr(manager, "ttflist", ours)
+    assert pictures.choose_fonts(characters) == (fonts, [*missing])
+
+
+def test_a_font_that_cannot_be_read_has_nothing(tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "x.ttf").write_bytes(b"no font")
+    assert pictures.characters_in(str(tmp_path / "x.ttf")) == set()
+
+
+def test_boxes_are_told_once_and_without_warnings(tmp_path):
+    pytest.importorskip("matplotlib")
+    nobody = "\U00017000"  # a Tangut character, which hardly any font has
+    tokenizer = microgpt.CharTokenizer(["ab", nobody])
+    kept(make(tokenizer), tokenizer, tmp_path / "model")
+    (tmp_path / "text").write_text(f"{nobody}\n" * 3, encoding="utf-8")
+    words = ["text", "--model", "model", "--samples", "1"]
+    output = works(*words, script=program("pictures"), cwd=tmp_path)
+    assert output.count("boxes") == output.count(nobody) == 1
+
+
 # --- The command ---
 
 
@@ -296,10 +342,14 @@ def test_a_saved_model_is_not_trained_and_the_seed_decides(
         ("names.txt --steps 0", "steps is 0"),
         ("names.txt --samples 0", "samples is 0"),
         ("names.txt --text abz", "'z' is not one of"),
+        ("one.txt", "two documents or more"),
+        ("one.txt --model saved", "one.txt: 'd' is not one of"),
     ],
 )
 def test_bad_input_gets_one_line(names, capsys, options, message):
     pytest.importorskip("matplotlib")
+    Path("one.txt").write_text("ada", encoding="utf-8")
+    kept(make(), ABC, "saved")
     assert pictures.main(options.split()) == 1
     out, err = capsys.readouterr()
     assert message in err and is_one_line(err, "pictures") and not out

@@ -314,6 +314,12 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
         ("abc.txt --dtype float8", "float8"),
         ("abc.txt --device nonsense", "nonsense"),
         ("abc.txt --device mps:9", "mps:9"),
+        ("abc.txt --device cuda:99", "'cuda:99': PyTorch finds none here; use cpu"),
+        ("abc.txt --device privateuseone", "PyTorch finds none here; use cpu"),
+        ("abc.txt --device meta", "PyTorch finds none here; use cpu"),
+        ("abc.txt --device mkldnn", "PyTorch finds none here; use cpu"),
+        ("abc.txt --device=", "device is ''"),
+        ("abc.txt --start=", "start is ''"),
         ("abc.txt --accumulate 0", "accumulate is 0"),
         ("abc.txt --accumulate x", "accumulate"),
         ("abc.txt --workers 2", "--workers"),
@@ -354,3 +360,53 @@ def test_a_missing_library_is_named_in_one_line(tmp_path, name):
     result = command(script=ENGINE, env={"PYTHONPATH": str(tmp_path)})
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(f"train_torch: it takes {name}: .*\n", result.stderr)
+
+
+@pytest.mark.parametrize(
+    "device, dtype, is_refused",
+    [
+        ("mps", "float64", True),
+        ("mps", "bfloat16", False),
+        ("cuda", "bfloat16", True),
+        ("cuda", "float64", False),
+        ("cpu", "bfloat16", False),
+    ],
+)
+def test_a_device_is_not_asked_for_numbers_that_it_lacks(
+    monkeypatch, device, dtype, is_refused
+):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    why = train_torch.lacks(torch.device(device), dtype)
+    assert bool(why) == why.endswith("use float32") == is_refused
+
+
+@pytest.mark.parametrize("said", ["no \x1b[2J compiler\n\nlong advice", ""])
+def test_what_goes_wrong_within_pytorch_is_one_line(text, capsys, monkeypatch, said):
+    class InductorError(RuntimeError):
+        __module__ = "torch._inductor.exc"
+
+    def fail(self, windows):
+        raise InductorError(said)
+
+    monkeypatch.setattr(train_torch.TorchEngine, "loss_of", fail)
+    assert main("abc.txt", "--steps", 1, "--compile") == 1
+    problem = "no \ufffd[2J compiler" if said else "InductorError"
+    expected = f"microgpt: {problem} (without --compile, it is not needed)\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_numbers_are_rounded_before_they_reach_a_device_and_widened_after(monkeypatch):
+    steps = []
+    real = torch.Tensor.to
+
+    def watch(x, *where):
+        steps.append(where)
+        return real(x, *where)
+
+    monkeypatch.setattr(torch.Tensor, "to", watch)
+    train_torch.torch_engine.to_tensor([[0.5]], "meta", torch.float32)
+    assert steps == [(torch.float32,), ("meta",)]
+    engine = new_engine()
+    steps.clear()
+    list(engine.write_tensors({"wte.weight": torch.ones(1, 1)}))
+    assert steps == [(torch.float64,)]

@@ -427,11 +427,11 @@ def test_where_not_all_tokens_fit_the_last_are_drawn(shown, awkward):
 
 
 def test_odd_characters_are_spelt_out(shown, tmp_path):
-    text = "a \n天\u0301\x1b\u200b\U0001f642"
+    text = "a \n天\u0301\x1b\u200b\u200d\U0001f642"
     tokenizer = microgpt.CharTokenizer([text])
     model = microgpt.GPT(microgpt.Config(tokenizer.vocab_size))
     microgpt.save_model(model, tmp_path, tokenizer)
-    names = r"<|> a _ \n \u5929 \u0301 \x1b \u200b \U0001f~".split()
+    names = r"<|> a _ \n \u5929 \u0301 \x1b \u200b \u200d \U0001f~".split()
     for lines in panels(shown(tmp_path, text, "--residual")).values():
         assert [line.split()[0] for line in lines] == names
         assert len({line.index(line.split()[1]) for line in lines}) == 1
