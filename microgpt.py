@@ -9,8 +9,7 @@ around attention (chapter 4). It does not use GPUs; examples/engines/ shows how 
     python microgpt.py poems.txt      # learn from your own text, one document per line
     python microgpt.py --help         # everything else
 
-Read it from the top, import it, or run it. If a chapter is too steep, its header names
-smaller steps, which are programs in examples/ladder/.
+Is a chapter too steep? Its header names smaller steps, programs in examples/ladder/.
 
 One idea runs through the file. The model is written once, as functions of rows of
 numbers, and *the type of number decides how it runs*. On floats it computes an answer
@@ -111,9 +110,7 @@ class CharTokenizer:
         for token in tokens:
             if token not in self.vocab:
                 known = "".join(self.characters[:100])
-                raise ValueError(
-                    f"{token!r} (U+{ord(token):04X}) is not one of {known!r}"
-                )
+                raise ValueError(f"{token!r} (U+{ord(token):04X}) is not in {known!r}")
         return [self.vocab[token] for token in tokens]
 
     def decode(self, ids):
@@ -274,14 +271,11 @@ def topological_order(root):
 
 
 def exp(x):
-    """e^x, for a float or a Value. Its derivative is e^x too, so y is used twice.
-
-    (For a small h, e^h is about 1 + h. So e^(x+h) is about e^x + h e^x: slope e^x.)
-    """
+    """e^x, for a float or a Value. Its derivative is e^x too, so y is used twice."""
     if not isinstance(x, Value):
         return math.exp(x)
     y = math.exp(x.data)
-    return Value(y, (x,), (y,))
+    return Value(y, (x,), (y,))  # for small h, e^(x+h) = e^x e^h is about e^x (1 + h)
 
 
 def log(x):
@@ -311,19 +305,6 @@ def dot(a, b):
     except AttributeError:  # there are plain numbers among them
         return sum(p * q for p, q in zip(a, b))
     return Value(sum(map(operator.mul, x, y)), (*a, *b), (*y, *x))
-
-
-def slope(f, x, step=1e-5):
-    """Measure the derivative of f at x: nudge x both ways and see how much f changes.
-
-    This needs no calculus, so it can check ours. The step is small, because f curves,
-    but not much smaller, because rounding errors would then spoil the difference.
-    >>> x = Value(2.0)
-    >>> log(x).backward()
-    >>> x.grad, round(slope(log, 2.0), 9)
-    (0.5, 0.5)
-    """
-    return (f(x + step) - f(x - step)) / (2 * step)
 
 
 # === 4. Layers ==================== ladder: weights, loss, window, attention, block ===
@@ -521,7 +502,7 @@ class Config:
     n_layer: int = 1
     n_head: int = 4
     n_embd: int = 16
-    tie_word_embeddings: bool = True  # False: the output has a table of its own
+    tie_word_embeddings: bool = True  # if not, the output has a table of its own
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -601,12 +582,11 @@ class GPT:
             params = initial_params(config, random.Random(seed))
         self.params = params
         shapes = parameter_shapes(config)
-        for name in sorted(params.keys() ^ shapes.keys()):  # that only one of them has
-            problem = "missing" if name in shapes else "not one of this Config"
-            raise ValueError(f"the parameter {name} is {problem}")
-        for name, shape in shapes.items():
-            if shape_of(params[name]) != shape:
-                raise ValueError(f"{name} is {shape_of(params[name])}: must be {shape}")
+        for name in sorted({*shapes, *params}):
+            found = shape_of(params[name]) if name in params else "missing"
+            needed = shapes.get(name, "left out")
+            if found != needed:
+                raise ValueError(f"the parameter {name} is {found}: must be {needed}")
 
     def convert(self, function):
         """A copy of the model, with the function applied to every parameter."""
@@ -652,10 +632,7 @@ class GPT:
         for i in range(self.config.n_layer):
             x = self.block(f"h.{i}", x)  # [T, C]
         x = self.apply(layernorm, "ln_f", x)  # [T, C]
-        tied = self.config.tie_word_embeddings
-        return linear(
-            x, wte if tied else self.params["lm_head.weight"]
-        )  # [T, vocab_size]
+        return linear(x, self.params.get("lm_head.weight", wte))  # [T, vocab_size]
 
     def loss(self, windows):
         """The mean loss over all predictions in a list of windows."""
@@ -668,8 +645,8 @@ class GPT:
 
 
 def shape_of(x):
-    """(n,) for a row of n numbers, (n_rows, n) for rows."""
-    if hasattr(x, "shape"):  # it knows (Part II)
+    """(n,) for a row of n numbers, (n_rows, n) for rows. (In Part II, x may know.)"""
+    if hasattr(x, "shape"):
         return tuple(x.shape)
     return (len(x), len(x[0])) if hasattr(x[0], "__len__") else (len(x),)
 
@@ -1533,6 +1510,19 @@ def garbage_collection_paused():
     finally:
         if was_enabled:
             gc.enable()
+
+
+def slope(f, x, step=1e-5):
+    """Measure the derivative of f at x: nudge x both ways and see how much f changes.
+
+    This needs no calculus, so it can check ours. The step is small, because f curves,
+    but not much smaller, because rounding errors would then spoil the difference.
+    >>> x = Value(2.0)
+    >>> log(x).backward()
+    >>> x.grad, round(slope(log, 2.0), 9)
+    (0.5, 0.5)
+    """
+    return (f(x + step) - f(x - step)) / (2 * step)
 
 
 def gradcheck(f, params, engine=None, step=1e-5, tolerance=1e-6):
@@ -2874,6 +2864,7 @@ def files_of_tensors(directory):
     """The names of a model's files: one, or several that an index lists."""
 
     def is_there(name):
+        """In its place, or where a save has put it."""
         places = (os.path.join(directory, SAVED), directory)
         return any(os.path.exists(os.path.join(place, name)) for place in places)
 
@@ -2993,43 +2984,26 @@ class WiderTokenizer:
 
 
 def tokenizer_files(tokenizer):
-    """The two files of a tokenizer, laid out as the tokenizers library does.
-
-    Characters are a BPE that merges nothing.
-    """
+    """The two files of a tokenizer, laid out as the tokenizers library does."""
     added = {END: False}
     plain = tokenizer
     if isinstance(tokenizer, WiderTokenizer):
         added = tokenizer.added
         plain = tokenizer.tokenizer
-    merges = []
     pre_tokenizer = None
     decoder = {"type": "Fuse"}
     if isinstance(plain, BPETokenizer):
-        merges = plain.merges
         decoder = {"type": "ByteLevel", "add_prefix_space": False}
         decoder.update({"trim_offsets": True, "use_regex": True})
         pre_tokenizer = decoder
-    model = {"type": "BPE"}
-    for (
-        name
-    ) in "dropout unk_token continuing_subword_prefix end_of_word_suffix".split():
-        model[name] = None
-    for name in ("fuse_unk", "byte_fallback", "ignore_merges"):
-        model[name] = False
-    model["vocab"] = dict(sorted(plain.vocab.items(), key=operator.itemgetter(1)))
-    model["merges"] = merges
-    entries = [
-        added_token(i, text, added[text]) for text, i in sorted_ids(tokenizer, added)
-    ]
     contents = {"version": "1.0", "truncation": None, "padding": None}
-    contents["added_tokens"] = entries
+    contents["added_tokens"] = added_tokens(tokenizer, added)
     contents["normalizer"] = None
     contents["pre_tokenizer"] = pre_tokenizer
     contents["post_processor"] = None
     contents["decoder"] = decoder
-    contents["model"] = model
-    text, _ = to_json(contents)
+    contents["model"] = bpe_model(plain)
+    text, _ = to_json(contents)  # without the line end
     settings = {
         "bos_token": END,
         "clean_up_tokenization_spaces": False,
@@ -3040,20 +3014,31 @@ def tokenizer_files(tokenizer):
     return {"tokenizer.json": [text], "tokenizer_config.json": to_json(settings)}
 
 
-def sorted_ids(tokenizer, added):
-    """[(text, id)] of the added tokens, in the order of their ids."""
-    ids = [(text, tokenizer.vocab[text]) for text in added]
-    return sorted(ids, key=operator.itemgetter(1))
+def bpe_model(tokenizer):
+    """What tokenizer.json says of a model. Characters are a BPE that merges nothing."""
+    model = {"type": "BPE"}
+    for (
+        name
+    ) in "dropout unk_token continuing_subword_prefix end_of_word_suffix".split():
+        model[name] = None
+    for name in ("fuse_unk", "byte_fallback", "ignore_merges"):
+        model[name] = False
+    model["vocab"] = dict(sorted(tokenizer.vocab.items(), key=operator.itemgetter(1)))
+    model["merges"] = getattr(tokenizer, "merges", [])
+    return model
 
 
-def added_token(i, text, is_normalized):
-    """What tokenizer.json says of an added token."""
-    entry = {"id": i, "content": text}
-    for flag in ("single_word", "lstrip", "rstrip"):
-        entry[flag] = False
-    entry["normalized"] = is_normalized
-    entry["special"] = not is_normalized
-    return entry
+def added_tokens(tokenizer, added):
+    """What tokenizer.json says of the added tokens, in the order of their ids."""
+    entries = []
+    for text in sorted(added, key=tokenizer.vocab.get):
+        entry = {"id": tokenizer.vocab[text], "content": text}
+        for flag in ("single_word", "lstrip", "rstrip"):
+            entry[flag] = False
+        entry["normalized"] = added[text]
+        entry["special"] = not added[text]
+        entries.append(entry)
+    return entries
 
 
 def load_tokenizer(directory):
@@ -3493,7 +3478,8 @@ def read_texts(paths):
 def files_in(folder):
     """All files in a folder and in its folders, in order, but for hidden ones."""
 
-    def stop(error):  # else a folder that cannot be read would be left out in silence
+    def stop(error):
+        """Else a folder that cannot be read would be left out in silence."""
         raise error
 
     files = []
@@ -3916,7 +3902,9 @@ def describe(paths, documents, left_out, trainer):
     plural = config.document if len(documents) == 1 else f"{config.document}s"
     characters = sorted(set().union(*documents))
     shown = "".join(filter(str.isprintable, characters))[:40]
-    sizes = ", ".join(f"{name} {value}" for name, value in asdict(shape).items())
+    sizes = asdict(shape)
+    tied = "" if sizes.pop("tie_word_embeddings") else ", untied"
+    sizes = ", ".join(f"{name} {value}" for name, value in sizes.items()) + tied
     windows = "random windows" if config.windows == "random" else "windows"
     return (
         f"documents   {printable(source)}: {len(documents):,} {plural}, {held_out}\n"
@@ -3993,6 +3981,7 @@ def waiting(what, quiet=False):
     line = LiveLine(sys.stderr)
 
     def count_seconds():
+        """The other thread: it shows the seconds until the work is over."""
         seconds = 0
         while not over.wait(1):
             seconds += 1

@@ -179,5 +179,5 @@ def test_an_accent_that_is_spelled_in_another_way_is_named_with_what_helps(
     text = unicodedata.normalize(given, "é")
     with pytest.raises(ValueError, match=rf"\(U\+0.*, Unicode's form {known}$"):
         microgpt.encode_text(tokenizer, text)
-    with pytest.raises(ValueError, match=r"^'x' \(U\+0078\) is not .* ' Zceh.*'$"):
+    with pytest.raises(ValueError, match=r"^'x' \(U\+0078\) is not in ' Zceh.*'$"):
         microgpt.encode_text(tokenizer, "x")
