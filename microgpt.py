@@ -65,7 +65,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, lru_cache, singledispatch
 from heapq import heapify, heappop, heappush, heapreplace, nlargest
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 # === 1. Documents ===================================================== ladder: die ===
 # Part I builds a GPT, one number at a time. Say it should write names. Nobody can write
@@ -3970,7 +3970,7 @@ class LiveLine:
 
 
 @contextmanager
-def waiting(what, quiet=False):
+def waiting(what, quiet=False, every=1.0):
     """Show on a terminal for how many seconds something has run, from the first on."""
     if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield
@@ -3979,13 +3979,13 @@ def waiting(what, quiet=False):
 
     over = threading.Event()
     line = LiveLine(sys.stderr)
+    started = time.monotonic()
 
     def count_seconds():
         """The other thread: it shows the seconds until the work is over."""
-        seconds = 0
-        while not over.wait(1):
-            seconds += 1
-            line.show(f"{what}: {seconds} s")
+        while not over.wait(every):
+            seconds = f": {time.monotonic() - started:.0f} s"
+            line.show(fit(what, line.width() - 1 - len(seconds)) + seconds)
 
     counting = threading.Thread(target=count_seconds, daemon=True)
     counting.start()

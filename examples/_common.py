@@ -10,11 +10,8 @@ import math
 import os
 import shutil
 import sys
-import threading
-import time
 from contextlib import contextmanager, suppress
 from textwrap import TextWrapper
-from unicodedata import category, east_asian_width
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -28,6 +25,7 @@ def end_quietly(kind, error, traceback):
 sys.excepthook = end_quietly
 
 import microgpt  # noqa: E402
+from microgpt import columns, waiting  # noqa: E402
 
 # Characters without a width that scripts such as Persian and Hindi need, and emoji.
 JOINERS = "\u200c\u200d"
@@ -58,19 +56,6 @@ def width():
     with suppress(OSError):
         room = min(room, os.get_terminal_size(sys.stdout.fileno()).columns or room)
     return max(1, min(79, room - 1))
-
-
-def columns(text):
-    """How many columns a text takes.
-
-    Some characters take two, such as Chinese ones. Others take none, because they are
-    drawn on the character before them, such as accents that stand by themselves.
-    """
-    total = 0
-    for character in text:
-        if category(character) not in ("Mn", "Me", "Cf"):
-            total += 2 if east_asian_width(character) in "WF" else 1
-    return total
 
 
 def fit(text, limit=None, dots="..."):
@@ -169,27 +154,6 @@ def progress():
         yield show
     finally:
         show("")
-
-
-@contextmanager
-def waiting(what, every=1.0):
-    """Show on a terminal for how many seconds something has run, from the first on."""
-    over = threading.Event()
-    started = time.monotonic()
-    with progress() as show:
-
-        def count_seconds():
-            while not over.wait(every):
-                seconds = f": {time.monotonic() - started:.0f} s"
-                show(fit(what, max(1, width() - len(seconds))) + seconds)
-
-        counting = threading.Thread(target=count_seconds, daemon=True)
-        counting.start()
-        try:
-            yield
-        finally:
-            over.set()
-            counting.join()
 
 
 class Parser(argparse.ArgumentParser):

@@ -197,7 +197,8 @@ def test_only_a_terminal_shows_that_work_goes_on_and_it_is_blank_at_the_end(
     monkeypatch, is_terminal
 ):
     output = Output(is_terminal=is_terminal)
-    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "stderr", output)
+    monkeypatch.setenv("TERM", "dumb")
     with pytest.raises(ValueError), _common.waiting("loading", every=0.001):
         while is_terminal and "loading: 0 s" not in output.shown():
             pass
@@ -219,12 +220,12 @@ def test_a_live_line_stays_one_line_while_the_window_changes(monkeypatch):
 
 def test_how_long_it_takes_is_shown_even_where_the_rest_is_cut(monkeypatch):
     output = Output(is_terminal=True)
-    monkeypatch.setattr(sys, "stdout", output)
-    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(sys, "stderr", output)
+    monkeypatch.setattr(microgpt.LiveLine, "width", lambda line: 20)
     with _common.waiting("loading " + "x" * 50, every=0.001):
         while not output.shown():
             pass
-    assert "\rloading xxx...: 0 s" in output.shown()
+    assert "\rloading xxxxxx: 0 s" in output.shown()
 
 
 # --- How a program ends ---
