@@ -74,7 +74,7 @@ class Playground:
         if len(documents) == 1 and config.val_fraction > 0 and not is_whole:
             raise ValueError(
                 f"this text has a single {config.document}: give two or more, or "
-                "choose the whole text"
+                "choose one long text"
             )
         tokenizer = microgpt.CharTokenizer(documents)
         shape = microgpt.Config(tokenizer.vocab_size, **shape)

@@ -37,8 +37,9 @@ function paintWheel(tokens) {
     const fill = `hsl(${hue} 55% 72%)`, [x, y] = at((from + to) / 2, 38);
     const sector = drawn > 0.999 ? svg("circle", { r: 50, fill }) : svg("path", { fill,
       d: `M0 0L${at(from, 50)}A50 50 0 ${drawn > 0.5 ? 1 : 0} 1 ${at(to, 50)}Z` });
-    return drawn < 0.03 ? [sector] : [sector, svg("text", { x, y, "font-size": 10, "text-anchor": "middle",
-      "dominant-baseline": "central" }, dotted(token))];
+    const name = dotted(token), size = Math.min(10, 40 / characters(name).length);
+    return drawn < 0.03 ? [sector] : [sector, svg("text", { x, y, "font-size": size, "text-anchor": "middle",
+      "dominant-baseline": "central" }, name)];
   }));
 }
 

@@ -227,7 +227,7 @@ export function setUp(whenChanged) {
   const own = () => { form.elements.text.value = "own"; anew(); };
   $("own-text").addEventListener("input", () => {
     stored.own = null;
-    $("own-opened").textContent = "";
+    $("own-opened").textContent = $("own-file").value = "";
     own();
   });
   $("kind").addEventListener("change", own);
@@ -241,10 +241,8 @@ export function setUp(whenChanged) {
     $("own-text").value = "";
     own();
   });
-  $("own-file").addEventListener("change", async (event) => {
-    await take(event.target.files[0]);
-    event.target.value = "";                        // so that the same file can be opened again
-  });
+  $("own-file").addEventListener("change", (event) => take(event.target.files[0]));
+  $("own-file").addEventListener("click", (event) => { event.target.value = ""; });  // the same file may have changed
   $("own-text").addEventListener("dragover", (event) => event.preventDefault());
   $("own-text").addEventListener("drop", (event) => {
     if (event.dataTransfer.files.length) { event.preventDefault(); take(event.dataTransfer.files[0]); }
