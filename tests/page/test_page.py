@@ -665,6 +665,75 @@ def test_a_token_that_is_half_a_character_is_kept_as_it_is(half):
     assert page.text_content("#so-far") == "\ufffd\ufffd"
 
 
+def test_what_was_typed_while_the_wheel_turned_is_kept(half):
+    page, _ = half
+    page.emulate_media(reduced_motion="no-preference")
+    page.click("#draw")
+    until(page, lambda: not page.is_enabled("#draw"))
+    page.fill("#prefix", "ada")
+    until(page, lambda: page.is_enabled("#draw"))
+    settle(page)
+    assert page.input_value("#prefix") == page.text_content("#so-far") == "ada"
+    page.emulate_media(reduced_motion="reduce")
+
+
+def test_tokens_of_another_model_are_not_kept(half, tmp_path):
+    """They are numbers, which mean something else there, or nothing."""
+    page, tokenizer = half
+    page.fill("#prefix", "ada")
+    page.click("#draw")
+    settle(page)
+    smaller = draws(0, 1, 0)
+    microgpt.save_model(smaller, str(tmp_path / "smaller"), CharTokenizer(["ad"]))
+    give(page, "#open", zipped(tmp_path / "smaller"))
+    assert page.input_value("#prefix") == page.text_content("#so-far") == "ada"
+    assert not page.is_visible("#generate-error") and len(bars(page)) == 3
+
+
+def test_a_model_of_bytes_knows_every_text(half, ours, tmp_path):
+    page, tokenizer = half
+    page.fill("#text", "Zoë")
+    open_model(page, tmp_path, draws(*[1 / 257] * 257), tokenizer)
+    assert page.input_value("#text") == "Zoë"
+    assert page.inner_text("#scores caption").startswith("Zoë:")
+
+
+def test_an_example_that_is_shown_is_not_cut_within_a_character(page):
+    page.fill("#text", "?")
+    page.fill("#own-text", f"{'👩' * 39}e\u0301e\n" * 2)
+    begin(page, **SMALL, steps=100)
+    stop(page)
+    assert page.input_value("#text") == "👩" * 39 + "e\u0301"
+
+
+def test_the_beginning_of_a_file_is_not_cut_within_a_character(page):
+    woman = "👩" + JOINER + "👩" + JOINER + "👧"  # 18 bytes: 22 fit into 400
+    give(page, "#own-file", (woman * 40).encode())
+    shown = page.inner_text("#own-opened").partition("“")[2].rstrip("”")
+    assert len(shown) > 80 and "\ufffd" not in shown
+    page.fill("#own-text", "")
+
+
+def test_a_message_hides_nothing(page):
+    draw_graph(page, "a", "a" + TURN + BELL + "=?")
+    assert "a\ufffd\ufffd=?" in page.inner_text("#value-error")
+    draw_graph(page, "a * a", "a=3")
+
+
+def test_the_name_of_a_model_hides_nothing(page, tmp_path):
+    microgpt.save_model(draws(0, 0, 1), str(tmp_path / "ab"), CharTokenizer(["ab"]))
+    give(page, "#open", zipped(tmp_path / "ab"), "x" + TURN + "piz.exe")
+    assert "x\ufffdpiz.exe" in page.inner_text("#kept")
+
+
+def test_labels_of_bars_do_not_overlap(half):
+    page, _ = half
+    widths = """(bars) => bars.map((bar) => [bar.scrollWidth, bar.clientWidth])"""
+    found = page.eval_on_selector_all("#bars .bar", widths)
+    assert len(found) == 100 and all(inside <= room for inside, room in found)
+    assert is_narrow(page)
+
+
 def test_letters_of_a_graph_are_not_cut(page):
     name = "\U00020000" * 18 + "x" + "\u0304" + "y" * 3
     draw_graph(page, name, f"{name}=2")
