@@ -545,14 +545,17 @@ def test_the_visitor_chooses_what_a_document_is(page, tmp_path):
         stop(page)
         about = ask(page, "about")
         assert about["document"] == kind and about["documents"] == count
+    kept = downloaded(page, tmp_path)
     page.check("[name=text][value=names]")
     begin(page, **SMALL, steps=1000)
     stop(page)
     assert ask(page, "about")["document"] == "line"
-    kept = downloaded(page, tmp_path)
-    page.check("[name=text][value=own]")  # whose text is a file's, still
+    page.select_option("#kind", "line")
+    assert page.is_checked("[name=text][value=own]")
     give(page, "#open", kept)
-    assert page.input_value("#kind") == "file"
+    assert page.input_value("#kind") == "file" and "training" in page.inner_text(
+        "#kept"
+    )
     page.select_option("#kind", "line")
 
 
@@ -586,6 +589,7 @@ def test_samples_and_prompts_with_line_ends_are_shown_in_lines(page, tmp_path):
     page.press("#text", "Enter")
     settle(page)
     assert page.locator("#scores tbody tr").count() == 3
+    assert page.input_value("#text") == "a\n"
     assert page.inner_text("#scores caption").startswith("a↵:")
 
 
@@ -708,7 +712,7 @@ def test_an_example_that_is_shown_is_not_cut_within_a_character(page):
 
 def test_the_beginning_of_a_file_is_not_cut_within_a_character(page):
     woman = "👩" + JOINER + "👩" + JOINER + "👧"  # 18 bytes: 22 fit into 400
-    give(page, "#own-file", (woman * 40).encode())
+    give(page, "#own-file", ("a" + woman * 40).encode())
     shown = page.inner_text("#own-opened").partition("“")[2].rstrip("”")
     assert len(shown) > 80 and "\ufffd" not in shown
     page.fill("#own-text", "")
