@@ -305,7 +305,7 @@ class Playground:
         placed = []
         for name, (x, y) in zip(self.names[-MOST_TOKENS:], points):
             placed.append({"token": name, "x": x, "y": y})
-        return {"share": sum(shares), "points": placed}
+        return {"share": sum(shares), "points": placed, "count": len(self.names)}
 
     # Saving the model
 

@@ -10,7 +10,7 @@ export const show = latest(async (isLast) => {
       await python.score(text), await python.attention(text), await python.embedding()];
     if (!isLast()) return;
     table(text, scored);
-    maps(attention);
+    maps(attention, scored.length);
     plane(embedding);
   }, () => {                                        // show nothing of an earlier text beside the message
     $("scores").caption.textContent = "";
@@ -31,7 +31,7 @@ function table(text, scored) {
   $("scores").tBodies[0].replaceChildren(...rows);
 }
 
-function maps({ tokens, blocks }) {
+function maps({ tokens, blocks }, count) {
   const figures = blocks.flatMap((heads, block) => heads.map((rows, head) => {
     const n = tokens.length, picture = svg("svg", { viewBox: `-1.4 -1.4 ${n + 1.4} ${n + 1.4}`, tabindex: 0,
       role: "img", "aria-label": `block ${block}, head ${head}` });
@@ -57,7 +57,7 @@ function maps({ tokens, blocks }) {
     return make("figure", { className: "head" }, picture, make("figcaption", {}, `block ${block}, head ${head}`));
   }));
   $("attention").replaceChildren(...figures);
-  $("attention-note").textContent = "";
+  $("attention-note").textContent = tokens.length < count ? `The window has room for the first ${tokens.length} tokens.` : "";
 }
 
 function note(tokens, block, head, i, row) {
@@ -66,7 +66,7 @@ function note(tokens, block, head, i, row) {
     most.map(([weight, j]) => `“${dotted(tokens[j])}” (${j}) ${percent(weight)}`).join(", ") + ".";
 }
 
-function plane({ points, share }) {
+function plane({ points, share, count }) {
   const most = Math.max(...points.flatMap(({ x, y }) => [Math.abs(x), Math.abs(y)])) || 1;
   const picture = svg("svg", { viewBox: "-110 -110 220 220", role: "img",
     "aria-label": `Embedding of ${points.length} tokens in two dimensions` });
@@ -78,7 +78,7 @@ function plane({ points, share }) {
     picture.append(text);
   }
   $("embedding").replaceChildren(picture, make("p", { className: "soft" },
-    `${points.length} tokens. This plane keeps ${percent(share)} of the variance of their embeddings.`));
+    `${points.length < count ? `The last ${points.length} of ${count}` : count} tokens. This plane keeps ${percent(share)} of the variance of their embeddings.`));
 }
 
 export function setUp() {

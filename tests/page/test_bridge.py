@@ -481,7 +481,7 @@ def test_the_embedding_places_every_token(show, monkeypatch):
         points, shares = principal_components(rows)
         assert [at["token"] for at in told["points"]] == list(ABC.vocab)[-most:]
         assert [(at["x"], at["y"]) for at in told["points"]] == [*map(tuple, points)]
-        assert told["share"] == pytest.approx(sum(shares))
+        assert told["share"] == pytest.approx(sum(shares)) and told["count"] == 4
 
 
 # --- The chain rule ---

@@ -882,6 +882,19 @@ def test_the_embedding_has_every_token_where_it_is(opened, ours):
         assert (x, y) == pytest.approx((100 * at["x"] / most, 100 * at["y"] / most))
 
 
+def test_a_map_of_a_part_of_a_text_says_so(opened):
+    look(opened, "maximiliana")
+    assert "first 8 tokens" in opened.inner_text("#attention-note")
+    look(opened, "maximil")  # the start and seven letters
+    assert opened.inner_text("#attention-note") == ""
+    assert opened.inner_text("#embedding p").startswith("27 tokens.")
+
+
+def test_an_embedding_in_part_says_so(half):
+    page, _ = half
+    assert "The last 100 of 257 tokens." in page.inner_text("#embedding")
+
+
 def test_a_name_that_cannot_be_looked_at_is_told_in_words(opened):
     look(opened, "mari4")
     says(opened, "#inside-error", "4")
