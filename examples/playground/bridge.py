@@ -387,8 +387,10 @@ def name_of(tokenizer, plain, i):
 
 def first_line(document):
     """The beginning of a document's first line that is not blank."""
-    lines = [line for line in document.split("\n") if line.strip()]
-    return lines[0][:200]
+    for line in document.split("\n"):
+        if line.strip():
+            return line[:200]
+    return ""
 
 
 class Given:

@@ -313,6 +313,7 @@ def test_a_text_of_too_few_documents_is_refused(tmp_path, document):
 def test_an_example_is_the_beginning_of_a_line():
     assert bridge.first_line(" \n\nada\nbob") == "ada"
     assert len(bridge.first_line("ab " * 5000)) == 200
+    assert bridge.first_line("\n \n") == ""  # only the end, held out, has letters
 
 
 # --- Tokens that are no characters ---
