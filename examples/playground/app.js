@@ -1,6 +1,6 @@
 // The page loads Python in a worker, then enables its panels. See README, "In a browser".
 
-import { $, END, showSlider } from "./page.js";
+import { $, characters, showSlider } from "./page.js";
 import * as generate from "./generate.js";
 import * as inside from "./inside.js";
 import * as keep from "./keep.js";
@@ -20,15 +20,18 @@ function source() {
   return address.href;
 }
 
+let last;
+
 // There is a new model, or the model has changed. During training, update only what takes little time.
 function ready(about, training = false) {
   for (const id of ["draw", "write", "look", "download"]) $(id).disabled = false;
   $("top_k").max = about.vocab.length;
   showSlider($("top_k"));
-  const known = (text) => about.vocab.some((token) => token.length > 1 && token !== END) ||
-    [...text].every((letter) => about.vocab.includes(letter));
-  if (!known($("text").value)) $("text").value = about.example;
+  const known = (text) => about.knows_all || [...text].every((letter) => about.vocab.includes(letter));
+  if (!known($("text").value)) $("text").value = characters(about.example).slice(0, 40).join("");
   if (!known($("prefix").value)) generate.clear();
+  if (about !== last) generate.retype();            // the tokens of another model are not those of this one
+  last = about;
   generate.show();
   if (!training) inside.show();
 }

@@ -5,6 +5,7 @@ numbers and texts back. The functions need no browser, and are tested without on
 """
 
 import io
+import math
 import os
 import random
 import re
@@ -30,11 +31,15 @@ MODEL_FILES = (
     TRAINING,
     "config.json",
     "model.safetensors",
+    "model.safetensors.index.json",  # lists the parts of a large model
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
     "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
 )
+PART_OF_A_MODEL = r"model-[0-9]+-of-[0-9]+\.safetensors"
 ZIP_ERRORS = (  # what zipfile raises if it cannot read a file
     zipfile.BadZipFile,
     zlib.error,
@@ -53,44 +58,53 @@ class Playground:
         self.model = None
         self.tokenizer = None
         self.trainer = None
-        self.names = None  # the text of each token, by its id
+        self.is_bytewise = False  # may a token be a part of a character?
+        self.names = None  # of each token, by its id: see name_of
 
     # Training
 
     def start(self, text, shape, training):
-        """Start a new training run on a text: bytes, with one document per line.
+        """Start a new training run on a text, which is bytes.
 
         `shape` and `training` are options for Config and TrainConfig.
         """
-        documents = self.read_documents(text)
         config = microgpt.TrainConfig(**training)
-        if len(documents) == 1 and config.val_fraction > 0:
+        documents = self.read_documents(text, config.document)
+        is_whole = config.document == "file"
+        if len(documents) == 1 and config.val_fraction > 0 and not is_whole:
             raise ValueError(
-                "this text has a single document: give two or more, one on each line"
+                f"this text has a single {config.document}: give two or more, or "
+                "choose one long text"
             )
         tokenizer = microgpt.CharTokenizer(documents)
         shape = microgpt.Config(tokenizer.vocab_size, **shape)
         model = microgpt.GPT(shape, seed=config.seed)
         trainer = microgpt.Trainer(model, tokenizer, documents, config)
+        if not trainer.documents:
+            raise ValueError("this text is too short: write more")
         self.use(trainer.model, tokenizer, trainer)
         return self.about()
 
-    def read_documents(self, text):
+    def read_documents(self, text, document):
         """Bytes -> documents, by the rules of the command line."""
         path = os.path.join(self.directory, "documents.txt")
         with open(path, "wb") as file:
             file.write(text)
         try:
-            return microgpt.load_documents(path)
+            return microgpt.load_documents(path, document=document)
         except ValueError as error:
-            raise ValueError(str(error).replace(path, "this text")) from None
+            message = str(error).replace(path, "this text")
+            raise ValueError(message.replace(" document per file", "")) from None
 
     def use(self, model, tokenizer, trainer):
         """From now on, show this model."""
         self.model = model
         self.tokenizer = tokenizer
         self.trainer = trainer
-        self.names = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+        plain = getattr(tokenizer, "tokenizer", tokenizer)  # without added tokens
+        self.is_bytewise = isinstance(plain, microgpt.BPETokenizer)
+        ids = range(model.config.vocab_size)
+        self.names = [name_of(tokenizer, plain, i) for i in ids]
 
     def about(self):
         """What the page needs to know about the model and its training."""
@@ -102,6 +116,7 @@ class Playground:
             "n_head": config.n_head,
             "n_embd": config.n_embd,
             "vocab": self.names,
+            "knows_all": self.is_bytewise,  # every text can be encoded
             "documents": 0,
             "example": "",
         }
@@ -110,7 +125,8 @@ class Playground:
             about["held_out"] = len(self.trainer.val_documents)
             about["step"] = self.trainer.step
             about["steps"] = self.trainer.config.steps
-            about["example"] = self.trainer.documents[0]
+            about["document"] = self.trainer.config.document
+            about["example"] = first_line(self.trainer.documents[0])
         return about
 
     def train(self, milliseconds=50):
@@ -155,58 +171,124 @@ class Playground:
 
     # Generation
 
-    def write(self, n, prompt, seed, options):
-        """Write n documents, and say which of them are training documents."""
-        known = set()
-        if self.trainer is not None:
-            known.update(self.trainer.documents)
+    def write(self, n, prompt, seed, options, drawn=()):
+        """Write n documents, and say which of them are training documents.
+
+        They begin with the prompt and, after it, the tokens `drawn`: see `draw`.
+        """
         rng = random.Random(seed)
+        options = dict(options)
+        most = options.pop("max_tokens")
+        sampling = microgpt.Sampling(**options)
+        n_prompt = len(self.encode(prompt))
+        beginning = self.encode(prompt, drawn)
+        end = self.tokenizer.end
         written = []
         for _ in range(n):
-            text = microgpt.generate(self.model, self.tokenizer, prompt, rng, **options)
-            written.append({"text": text, "known": text in known})
+            tokens = [end] + beginning
+            new = microgpt.stream(self.model, tokens, sampling, rng, end, most)
+            ids = beginning + list(new)
+            text = prompt + self.tokenizer.decode(ids[n_prompt:])
+            known = self.trainer and microgpt.is_in_training(text, self.trainer)
+            written.append({"text": text, "known": bool(known), "ids": ids})
         return written
 
-    def next_tokens(self, prompt, temperature, top_k, top_p):
+    def next_tokens(self, prompt, temperature, top_k, top_p, drawn=()):
         """Two probabilities for each token that may come next.
 
         "model" is the model's own, and "drawn" is the one after temperature, top_k and
         top_p. If the vocabulary is large, only the likeliest tokens are listed.
         """
-        logits = self.last_logits(prompt)
+        logits = self.last_logits(prompt, drawn)
         sampling = microgpt.Sampling(temperature, top_k, top_p)
         model = microgpt.softmax(logits)
-        drawn = draw_probabilities(logits, sampling)
+        probabilities = draw_probabilities(logits, sampling)
         shown = nlargest(MOST_TOKENS, range(len(logits)), key=logits.__getitem__)
         return [
-            {"token": self.names[i], "model": model[i], "drawn": drawn[i]}
+            {
+                "id": i,
+                "token": self.names[i],
+                "model": model[i],
+                "drawn": probabilities[i],
+            }
             for i in sorted(shown)
         ]
 
-    def draw(self, prompt, temperature, top_k, top_p):
-        """Draw the next token."""
-        sampling = microgpt.Sampling(temperature, top_k, top_p)
-        return self.names[sampling.draw(self.last_logits(prompt), self.rng)]
+    def draw(self, prompt, temperature, top_k, top_p, drawn=()):
+        """Draw the next token, after a prompt and the tokens that were drawn so far.
 
-    def last_logits(self, prompt):
+        A drawn token is kept as what it is, not as a text: a text of bytes may be half
+        a character, and may be cut into other tokens. "text" is what can be read.
+        """
+        logits = self.last_logits(prompt, drawn)
+        sampling = microgpt.Sampling(temperature, top_k, top_p)
+        i = sampling.draw(logits, self.rng)
+        probability = draw_probabilities(logits, sampling)[i]
+        token = {"id": i, "token": self.names[i], "probability": probability}
+        drawn = [*drawn, token]
+        if i == self.tokenizer.end:
+            drawn.pop()
+        parts = self.parts(drawn)
+        text = "".join(part["text"] for part in parts)
+        if self.is_bytewise:
+            text = text.rstrip("\ufffd")  # the rest of a character is yet to come
+        return {**token, "drawn": drawn, "parts": parts, "text": prompt + text}
+
+    def last_logits(self, prompt, drawn):
         """The logits after the prompt. If the prompt is long, only its end is read."""
-        tokens = [self.tokenizer.end] + self.tokenizer.encode(prompt)
+        tokens = [self.tokenizer.end] + self.encode(prompt, drawn)
         reader = microgpt.CachedGPT(self.model)
         return reader(tokens[-self.model.config.block_size :])[-1]
+
+    def encode(self, text, drawn=()):
+        """The ids of a text and of the tokens that were drawn after it."""
+        ids = microgpt.encode_text(self.tokenizer, text)
+        for i in ids:
+            if i >= len(self.names):  # an added token, which the model is too small for
+                token = self.tokenizer.decode([i])
+                raise ValueError(f"this model has no embedding for the token {token!r}")
+        return ids + [token["id"] for token in drawn]
 
     # Looking inside
 
     def score(self, text):
         """Every token of a text, with its probability, loss and likeliest tokens."""
-        scored = microgpt.score(self.model, self.tokenizer, text)
+        return self.score_ids(self.encode(text))
+
+    def score_ids(self, ids):
+        """The same, for tokens."""
+        tokenizer = Given(ids, self.names, self.tokenizer.end)
+        scored = microgpt.score(self.model, tokenizer, "")
         return [one._asdict() for one in scored]
+
+    def coloured(self, ids):
+        """The parts of a text, from its tokens, with their probabilities."""
+        scored = self.score_ids(ids)
+        return self.parts([one for one in scored if one["id"] != self.tokenizer.end])
+
+    def parts(self, tokens):
+        """Put tokens together until they are whole characters.
+
+        -> for each part, its text and the probability that all its tokens are drawn.
+        """
+        parts = []
+        waiting = []
+        for n, token in enumerate(tokens, start=1):
+            waiting.append(token)
+            text = self.tokenizer.decode([one["id"] for one in waiting])
+            is_half = self.is_bytewise and text.endswith("\ufffd")
+            if not is_half or n == len(tokens):
+                probability = math.prod(one["probability"] for one in waiting)
+                parts.append({"text": text, "probability": probability})
+                waiting = []
+        return parts
 
     def attention(self, text):
         """How much each token of a text looks at itself and those before it.
 
         "blocks" has, for each block and head, a row of weights for each token.
         """
-        tokens = [self.tokenizer.end] + self.tokenizer.encode(text)
+        tokens = [self.tokenizer.end] + self.encode(text)
         tokens = tokens[: self.model.config.block_size]
         traced = TracedGPT(self.model)
         traced(tokens)
@@ -223,7 +305,7 @@ class Playground:
         placed = []
         for name, (x, y) in zip(self.names[-MOST_TOKENS:], points):
             placed.append({"token": name, "x": x, "y": y})
-        return {"share": sum(shares), "points": placed}
+        return {"share": sum(shares), "points": placed, "count": len(self.names)}
 
     # Saving the model
 
@@ -250,6 +332,11 @@ class Playground:
             unpack(packed, directory)
             model = microgpt.load_model(directory)
             tokenizer = microgpt.load_tokenizer(directory)
+        except FileNotFoundError as error:  # a part that the index lists
+            name = os.path.basename(error.filename)
+            raise ValueError(
+                f"this zip file has no {microgpt.printable(name)}"
+            ) from None
         except ZIP_ERRORS as error:
             raise ValueError(f"this file is not a zip file: {error}") from None
         except ValueError as error:
@@ -268,7 +355,8 @@ class Playground:
             return None
         changes = {"workers": 1, "eval_every": 0}  # a page cannot start processes
         try:
-            documents = self.read_documents(text)
+            document = microgpt.read_train_config(directory).document
+            documents = self.read_documents(text, document)
             return microgpt.load_training(directory, documents, **changes)
         except ValueError:  # for example, the run was on another text
             return None
@@ -284,6 +372,42 @@ class Playground:
 def parameter_count(vocab_size, shape):
     """How many parameters a model of this shape would have."""
     return microgpt.parameter_count(microgpt.Config(vocab_size, **shape))
+
+
+# --- Tokens ---------------------------------------------------------------------------
+
+
+def name_of(tokenizer, plain, i):
+    """How a token is named: by its text or, if it is half a character, by its bytes."""
+    text = tokenizer.decode([i])
+    if "\ufffd" in text and i in getattr(plain, "token_bytes", ()):
+        return "\ufffd" + plain.token_bytes[i].hex(" ").upper()
+    return text
+
+
+def first_line(document):
+    """The beginning of a document's first line that is not blank."""
+    for line in document.split("\n"):
+        if line.strip():
+            return line[:200]
+    return ""
+
+
+class Given:
+    """A stand-in for a tokenizer. The tokens of any text are those that are given."""
+
+    def __init__(self, ids, names, end):
+        self.ids = ids
+        self.names = names
+        self.end = end
+
+    def encode(self, _):
+        """The ids that are given."""
+        return self.ids
+
+    def decode(self, ids):
+        """Ids -> their names."""
+        return "".join(self.names[i] for i in ids)
 
 
 # --- Generation -----------------------------------------------------------------------
@@ -323,7 +447,7 @@ def unpack(packed, directory):
             )
         for info in file.infolist():
             name = os.path.basename(info.filename)  # so no file goes elsewhere
-            if name not in MODEL_FILES:
+            if name not in MODEL_FILES and not re.fullmatch(PART_OF_A_MODEL, name):
                 continue
             contents = file.read(info)
             if name.endswith(".json"):
@@ -331,7 +455,10 @@ def unpack(packed, directory):
             with open(os.path.join(directory, name), "wb") as unpacked:
                 unpacked.write(contents)
     found = set(os.listdir(directory))
-    for name in ("config.json", "model.safetensors"):
+    needed = ["config.json"]
+    if "model.safetensors.index.json" not in found:
+        needed.append("model.safetensors")
+    for name in needed:
         if name not in found:
             raise ValueError(f"this zip file has no {name}, so it contains no model")
     if "tokenizer.json" not in found and not {"vocab.json", "merges.txt"} <= found:

@@ -1,15 +1,16 @@
 // Panel "Generate": the probabilities of the next token, and drawing from them.
 
-import { $, END, attempt, colour, dotted, make, percent, showSlider, shown, svg } from "./page.js";
+import { $, END, attempt, characters, colour, dotted, make, percent, showSlider, shown, svg, visible } from "./page.js";
 import { latest, python } from "./python.js";
 
 const sliders = ["temperature", "top_k", "top_p"].map($);
 const settings = () => sliders.map((slider) => Number(slider.value));
 
+let start = "", drawn = [];                         // what was typed, and the tokens that were drawn since
+
 export const show = latest(async (isLast) => {
-  const prefix = $("prefix").value;
   await attempt($("generate-error"), async () => {
-    const tokens = await python.next_tokens(prefix, ...settings());
+    const tokens = await python.next_tokens(start, ...settings(), drawn);
     if (!isLast()) return;
     const most = Math.max(...tokens.map(({ model, drawn }) => Math.max(model, drawn)));
     $("bars").replaceChildren(...tokens.map(({ token, model, drawn }) => {
@@ -30,20 +31,22 @@ export const show = latest(async (isLast) => {
 let sectors = [];
 function paintWheel(tokens) {
   let from = 0;
-  sectors = tokens.map(({ token, drawn }, i) => ({ token, drawn, from, to: (from += drawn), hue: (i * 137) % 360 }));
+  sectors = tokens.map(({ id, token, drawn }, i) => ({ id, token, drawn, from, to: (from += drawn), hue: (i * 137) % 360 }));
   const at = (share, radius) => [-Math.cos(2 * Math.PI * share) * radius, -Math.sin(2 * Math.PI * share) * radius];
   $("wheel").replaceChildren(...sectors.filter(({ drawn }) => drawn > 0.0005).flatMap(({ token, drawn, from, to, hue }) => {
     const fill = `hsl(${hue} 55% 72%)`, [x, y] = at((from + to) / 2, 38);
     const sector = drawn > 0.999 ? svg("circle", { r: 50, fill }) : svg("path", { fill,
       d: `M0 0L${at(from, 50)}A50 50 0 ${drawn > 0.5 ? 1 : 0} 1 ${at(to, 50)}Z` });
-    return drawn < 0.03 ? [sector] : [sector, svg("text", { x, y, "font-size": 10, "text-anchor": "middle",
-      "dominant-baseline": "central" }, dotted(token))];
+    const name = dotted(token), size = Math.min(10, 40 / characters(name).length);
+    return drawn < 0.03 ? [sector] : [sector, svg("text", { x, y, "font-size": size, "text-anchor": "middle",
+      "dominant-baseline": "central" }, name)];
   }));
 }
 
 // Turn the wheel until the token's sector is at the pointer. The function returned turns it back.
-async function spin(token) {
-  const { from, to } = sectors.find((sector) => sector.token === token) ?? { from: 0, to: 0 };
+// Of many tokens, only the likeliest have a sector. All others share the gap.
+async function spin(id) {
+  const { from, to } = sectors.find((sector) => sector.id === id) ?? { from: sectors.at(-1)?.to ?? 0, to: 1 };
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const turning = $("wheel").animate({ rotate: ["0deg", `${720 - 180 * (from + to)}deg`] },
     { duration: still ? 0 : 900, easing: "cubic-bezier(.15, .7, .2, 1)", fill: "forwards" });
@@ -51,24 +54,21 @@ async function spin(token) {
   return () => turning.cancel();
 }
 
-let start = "", letters_ = [];                      // what was typed, and what was drawn since
-function showDrawn() {
-  $("so-far").replaceChildren(start, ...letters(letters_));
+function showDrawn(parts = []) {
+  $("so-far").replaceChildren(make("bdi", {}, visible(start), ...letters(parts)));
 }
 
 async function draw() {
   await attempt($("generate-error"), async () => {
-    const token = await python.draw($("prefix").value, ...settings());
-    const { drawn } = sectors.find((sector) => sector.token === token) ?? { drawn: 0 };
+    const before = drawn, one = await python.draw(start, ...settings(), drawn);
     $("draw").disabled = true;
-    const back = await spin(token);
+    const back = await spin(one.id);
     $("draw").disabled = false;
-    $("drawn").textContent = token === END ? `Drawn: the end (${percent(drawn)})` : `Drawn: ${shown(token)} (${percent(drawn)})`;
-    if (token !== END) {
-      $("prefix").value += token;
-      letters_.push({ token, probability: drawn });
-      showDrawn();
-    }
+    if (drawn !== before) return back();            // meanwhile, something was typed
+    $("drawn").textContent = `Drawn: ${one.token === END ? "the end" : shown(one.token)} (${percent(one.probability)})`;
+    drawn = one.drawn;
+    $("prefix").value = one.text;
+    showDrawn(one.parts);
     await show();
     back();
   });
@@ -77,23 +77,38 @@ async function draw() {
 async function write() {
   await attempt($("generate-error"), async () => {
     const [temperature, top_k, top_p] = settings();
-    const written = await python.write(10, $("prefix").value, Math.floor(Math.random() * 2 ** 31),
-      { temperature, top_k, top_p, max_tokens: 200 });
+    const written = await python.write(10, start, Math.floor(Math.random() * 2 ** 31),
+      { temperature, top_k, top_p, max_tokens: 200 }, drawn);
     const items = [];
-    for (const { text, known } of written) {
-      const scored = await python.score(text);
-      items.push(make("li", {}, ...letters(scored), make("small", {}, known ? " in the training text" : " new")));
+    for (const { text, known, ids } of written) {
+      items.push(sample(text, letters(await python.coloured(ids)), known ? "in the training text" : "new"));
     }
     $("written").replaceChildren(...items);
   });
 }
 
-export function letters(scored) {
-  return scored.filter(({ token }) => token !== END).map(({ token, probability }) => {
-    const letter = make("span", { title: percent(probability) }, token);
-    letter.style.backgroundColor = colour(probability);
-    return letter;
+// The parts of a text, coloured by their probability. What a reader takes for one character is one part.
+export function letters(parts) {
+  const borders = new Set();
+  let length = 0, waiting = { text: "", probability: 1 };
+  for (const one of characters(parts.map(({ text }) => text).join(""))) borders.add(length += one.length);
+  length = 0;
+  return parts.flatMap(({ text, probability }) => {
+    waiting = { text: waiting.text + text, probability: waiting.probability * probability };
+    if (!borders.has(length += text.length)) return [];
+    const letter = make("span", { title: percent(waiting.probability) }, visible(waiting.text));
+    letter.style.backgroundColor = colour(waiting.probability);
+    waiting = { text: "", probability: 1 };
+    return [letter];
   });
+}
+
+// A line of a list of samples. A sample that has lines itself stands below its note.
+export function sample(text, content, note) {
+  const [about, written] = [make("small", {}, note), make("bdi", {}, ...content)];
+  if (!text) written.append("(empty)");
+  if (text.includes("\n")) return make("li", { className: "lines" }, about, written);
+  return make("li", {}, written, " ", about);
 }
 
 export function setUp() {
@@ -101,11 +116,7 @@ export function setUp() {
     showSlider(slider);
     slider.addEventListener("input", () => { showSlider(slider); if (!$("draw").disabled) show(); });
   }
-  $("prefix").addEventListener("input", () => {
-    [start, letters_] = [$("prefix").value, []];
-    showDrawn();
-    if (!$("draw").disabled) show();
-  });
+  $("prefix").addEventListener("input", () => { retype(); if (!$("draw").disabled) show(); });
   $("draw").addEventListener("click", draw);
   $("write").addEventListener("click", write);
   $("clear").addEventListener("click", () => { clear(); if (!$("draw").disabled) show(); });
@@ -115,6 +126,10 @@ export function clear() {
   $("prefix").value = "";
   $("written").replaceChildren();
   $("drawn").textContent = "";
-  [start, letters_] = ["", []];
+  retype();
+}
+
+export function retype() {                          // all that can be read so far is as if it had been typed
+  [start, drawn] = [$("prefix").value, []];
   showDrawn();
 }

@@ -1,6 +1,6 @@
 // Panel "Look inside": the table of a text's tokens, the maps of attention, and the embedding.
 
-import { $, attempt, dotted, make, percent, shown, svg } from "./page.js";
+import { $, attempt, dotted, initial, make, percent, shown, svg, visible } from "./page.js";
 import { latest, python } from "./python.js";
 
 export const show = latest(async (isLast) => {
@@ -10,7 +10,7 @@ export const show = latest(async (isLast) => {
       await python.score(text), await python.attention(text), await python.embedding()];
     if (!isLast()) return;
     table(text, scored);
-    maps(attention);
+    maps(attention, scored.length);
     plane(embedding);
   }, () => {                                        // show nothing of an earlier text beside the message
     $("scores").caption.textContent = "";
@@ -27,17 +27,17 @@ function table(text, scored) {
       make("td", {}, ...likeliest.map(([other, p]) => make("span", {}, `${shown(other)} ${percent(p)}`))));
   });
   const loss = scored.reduce((sum, token) => sum + token.loss, 0) / scored.length;
-  $("scores").caption.textContent = `${text || "(empty)"}: the mean loss is ${loss.toFixed(3)}`;
+  $("scores").caption.textContent = `${visible(text).replaceAll("\n", "↵") || "(empty)"}: the mean loss is ${loss.toFixed(3)}`;
   $("scores").tBodies[0].replaceChildren(...rows);
 }
 
-function maps({ tokens, blocks }) {
+function maps({ tokens, blocks }, count) {
   const figures = blocks.flatMap((heads, block) => heads.map((rows, head) => {
     const n = tokens.length, picture = svg("svg", { viewBox: `-1.4 -1.4 ${n + 1.4} ${n + 1.4}`, tabindex: 0,
       role: "img", "aria-label": `block ${block}, head ${head}` });
     tokens.forEach((token, i) => {
-      picture.append(svg("text", { x: -0.9, y: i + 0.75, "font-size": 0.8 }, [...dotted(token)][0]),
-        svg("text", { x: i + 0.2, y: -0.4, "font-size": 0.8 }, [...dotted(token)][0]));
+      picture.append(svg("text", { x: -0.9, y: i + 0.75, "font-size": 0.8 }, initial(token)),
+        svg("text", { x: i + 0.2, y: -0.4, "font-size": 0.8 }, initial(token)));
     });
     rows.forEach((row, i) => row.forEach((weight, j) => {
       const square = svg("rect", { x: j, y: i, width: 0.96, height: 0.96, "fill-opacity": 0.06 + 0.94 * weight });
@@ -57,7 +57,7 @@ function maps({ tokens, blocks }) {
     return make("figure", { className: "head" }, picture, make("figcaption", {}, `block ${block}, head ${head}`));
   }));
   $("attention").replaceChildren(...figures);
-  $("attention-note").textContent = "";
+  $("attention-note").textContent = tokens.length < count ? `The window has room for the first ${tokens.length} tokens.` : "";
 }
 
 function note(tokens, block, head, i, row) {
@@ -66,22 +66,26 @@ function note(tokens, block, head, i, row) {
     most.map(([weight, j]) => `“${dotted(tokens[j])}” (${j}) ${percent(weight)}`).join(", ") + ".";
 }
 
-function plane({ points, share }) {
+function plane({ points, share, count }) {
   const most = Math.max(...points.flatMap(({ x, y }) => [Math.abs(x), Math.abs(y)])) || 1;
   const picture = svg("svg", { viewBox: "-110 -110 220 220", role: "img",
     "aria-label": `Embedding of ${points.length} tokens in two dimensions` });
   for (const { token, x, y } of points) {
-    const vowel = "aeiou".includes(token);
+    const vowel = /^[aeiou]$/.test(token);
     const text = svg("text", { x: 100 * x / most, y: -100 * y / most, "font-size": 9, "text-anchor": "middle" },
       shown(token));
     if (vowel) { text.style.fill = "var(--orange)"; text.style.fontWeight = "bold"; }
     picture.append(text);
   }
   $("embedding").replaceChildren(picture, make("p", { className: "soft" },
-    `${points.length} tokens. This plane keeps ${percent(share)} of the variance of their embeddings.`));
+    `${points.length < count ? `The last ${points.length} of ${count}` : count} tokens. This plane keeps ${percent(share)} of the variance of their embeddings.`));
 }
 
 export function setUp() {
   $("look").addEventListener("click", () => show());
-  $("text").addEventListener("keydown", (event) => { if (event.key === "Enter") show(); });
+  $("text").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey) return;                       // Shift and Enter: a new line
+    event.preventDefault();
+    show();
+  });
 }

@@ -1,6 +1,6 @@
 // Panel "Save and open": download the model as a file, and open such a file.
 
-import { $, attempt, make } from "./page.js";
+import { $, attempt, make, visible } from "./page.js";
 import { python } from "./python.js";
 
 export function setUp(text, stop, opened) {
@@ -22,7 +22,7 @@ export function setUp(text, stop, opened) {
     else if (about.has_training) {
       training = " To continue its training, choose the text that it was trained on, and open the file again.";
     }
-    $("kept").textContent = `Opened ${file.name}: ${about.parameters.toLocaleString("en")} parameters.${training}`;
+    $("kept").textContent = `Opened ${visible(file.name)}: ${about.parameters.toLocaleString("en")} parameters.${training}`;
     await opened(about);
   }));
 }

@@ -1,12 +1,13 @@
 // Panel "Train": the text, the options, the training itself, its curve and its samples.
 
-import { $, attempt, make, showSlider, sliderValue } from "./page.js";
+import { sample } from "./generate.js";
+import { $, attempt, characters, showSlider, sliderValue, visible } from "./page.js";
 import { onProgress, python } from "./python.js";
 
 const SHAPE = ["n_layer", "n_head", "n_embd", "block_size"];
 const DRAW_EVERY = 100, LOOK_EVERY = 2000, WRITE_EVERY = 3000;     // in milliseconds
 const form = $("options"), sliders = [...form.querySelectorAll("input[type=range]")];
-const stored = { names: null, own: null };
+const stored = { names: null, own: null };          // `own` is a file's bytes, if a file was opened
 let chart, curve, scale, running = false, stale = true, about, vocabulary = 27, changed = () => {};
 let started, done, drawn = 0, looked, wrote;        // times, except `done`: the step at the start
 
@@ -19,8 +20,10 @@ const count = async () => {
   $("parameters").textContent = (await python.parameter_count(vocabulary, shape)).toLocaleString("en");
 };
 
+const isOwn = () => form.elements.text.value === "own";
+
 export async function text() {
-  if (form.elements.text.value === "own") {
+  if (isOwn()) {
     return stored.own ?? new TextEncoder().encode($("own-text").value);
   }
   stored.names ??= new Uint8Array(await (await fetch("../../data/names.txt")).arrayBuffer());
@@ -30,7 +33,7 @@ export async function text() {
 async function begin() {
   await stop();
   const begun = await python.start(await text(), options((name) => SHAPE.includes(name)),
-    { ...options((name) => !SHAPE.includes(name)), batch_size: 4, seed: 42 });
+    { ...options((name) => !SHAPE.includes(name)), batch_size: 4, seed: 42, document: isOwn() ? $("kind").value : "line" });
   [about, stale] = [begun, false];
   await clear();
   changed(about);
@@ -125,10 +128,8 @@ onProgress((progress) => attempt($("train-error"), async () => {
 }));
 
 async function write() {
-  const [sample] = await python.write(1, "", about.step, { temperature: 0.7, max_tokens: 60 });
-  const item = make("li", {}, sample.text || "(empty)", " ",
-    make("small", {}, `step ${about.step}${sample.known ? ", in the training text" : ""}`));
-  $("samples").prepend(item);
+  const [{ text, known }] = await python.write(1, "", about.step, { temperature: 0.7, max_tokens: 60 });
+  $("samples").prepend(sample(text, [visible(text)], `step ${about.step}${known ? ", in the training text" : ""}`));
   while ($("samples").children.length > 12) $("samples").lastChild.remove();
 }
 
@@ -195,6 +196,7 @@ function nameLines({ ctx, bbox, valToPos }) {
 export async function adopt(loaded) {
   stale = !loaded.documents;
   about = loaded;
+  if (!stale && isOwn()) $("kind").value = about.document;
   if (!stale) await clear();
   $("training").hidden = stale;
   $("parameters").textContent = about.parameters.toLocaleString("en");
@@ -223,14 +225,24 @@ export function setUp(whenChanged) {
   $("stop").addEventListener("click", stop);
   $("again").addEventListener("click", async () => { await stop(); stale = true; await go(); });
   const own = () => { form.elements.text.value = "own"; anew(); };
-  $("own-text").addEventListener("input", () => { stored.own = null; own(); });
-  const take = async (file) => {
-    if (!file) return;
-    stored.own = new Uint8Array(await file.arrayBuffer());
-    $("own-text").value = new TextDecoder().decode(stored.own.slice(0, 2000));
+  $("own-text").addEventListener("input", () => {
+    stored.own = null;
+    $("own-opened").textContent = $("own-file").value = "";
     own();
-  };
+  });
+  $("kind").addEventListener("change", own);
+  // A file's text is kept apart: if the box held the beginning of it, that would be edited, and then learned.
+  const take = (file) => file && attempt($("train-error"), async () => {
+    stored.own = new Uint8Array(await file.arrayBuffer());
+    const read = new TextDecoder().decode(stored.own.slice(0, 400), { stream: true });  // no half of a character
+    const beginning = characters(read.trim().replace(/\s+/g, " ")).slice(0, 80).join("");
+    $("own-opened").textContent = `The text is that of ${visible(file.name)} (${stored.own.length.toLocaleString("en")} ` +
+      `bytes). It begins: “${visible(beginning)}”`;
+    $("own-text").value = "";
+    own();
+  });
   $("own-file").addEventListener("change", (event) => take(event.target.files[0]));
+  $("own-file").addEventListener("click", (event) => { event.target.value = ""; });  // the same file may have changed
   $("own-text").addEventListener("dragover", (event) => event.preventDefault());
   $("own-text").addEventListener("drop", (event) => {
     if (event.dataTransfer.files.length) { event.preventDefault(); take(event.dataTransfer.files[0]); }

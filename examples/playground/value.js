@@ -1,6 +1,6 @@
 // Panel "The chain rule": a graph of Values, with backward() one node at a time.
 
-import { $, attempt, svg } from "./page.js";
+import { $, attempt, characters, svg } from "./page.js";
 import { python } from "./python.js";
 
 let nodes = [], handed = 0, picture;
@@ -57,7 +57,7 @@ function draw() {
     const { x, y } = places[i], box = svg("rect", { x, y, width: 165, height: 56, rx: 6, "stroke-width": i === handed - 1 ? 3 : 1 });
     box.style.fill = "var(--paper)";
     box.style.stroke = i === handed - 1 ? "var(--orange)" : "var(--line)";
-    const short = label.length > 20 ? `${label.slice(0, 19)}…` : label;
+    const letters = characters(label), short = letters.length > 20 ? `${letters.slice(0, 19).join("")}…` : label;
     picture.append(svg("g", {}, svg("title", {}, label), box,
       svg("text", { x: x + 8, y: y + 16, "font-size": 12 }, short),
       svg("text", { x: x + 8, y: y + 32, "font-size": 12 }, `data ${number(data)}`),

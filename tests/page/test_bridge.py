@@ -129,6 +129,7 @@ def test_what_it_tells_about_a_training(tmp_path):
     count = len(flat(playground.model.params))
     vocab = sorted(set("".join(NAMES))) + [END]
     expected = {"documents": 9, "held_out": 3, "step": 0, "steps": 12, "vocab": vocab}
+    expected.update({"document": "line", "knows_all": False})
     about = playground.about()
     assert about.pop("example") in NAMES
     assert about == {**expected, **SHAPE, "parameters": count}
@@ -204,7 +205,7 @@ def test_at_temperature_0_the_likeliest_is_certain(show):
     told = playground.next_tokens("", 0, 0, 1.0)
     assert [row["drawn"] for row in told] == [0, 1, 0, 0]
     assert [row["model"] for row in told] == pytest.approx([0.2, 0.5, 0.2, 0.1])
-    assert {playground.draw("", 0, 0, 1.0) for _ in range(20)} == {"b"}
+    assert {playground.draw("", 0, 0, 1.0)["token"] for _ in range(20)} == {"b"}
 
 
 def test_a_draw_is_that_of_sampling(show):
@@ -215,7 +216,10 @@ def test_a_draw_is_that_of_sampling(show):
         rng = random.Random(1)
         sampling = microgpt.Sampling(*settings)
         expected = [ABC.decode([sampling.draw(logits, rng)]) for _ in range(50)]
-        assert [playground.draw("ba", *settings) for _ in range(50)] == expected
+        drawn = [playground.draw("ba", *settings) for _ in range(50)]
+        assert [one["token"] for one in drawn] == expected
+        told = playground.next_tokens("ba", *settings)
+        assert all(one["probability"] == told[one["id"]]["drawn"] for one in drawn)
 
 
 def test_an_unknown_character_is_named(show):
@@ -233,16 +237,17 @@ def test_what_it_writes_is_what_generate_writes(tmp_path):
         text = microgpt.generate(
             playground.model, playground.tokenizer, "a", seed=rng, **options
         )
-        expected.append({"text": text, "known": False})
+        ids = playground.tokenizer.encode(text)
+        expected.append({"text": text, "known": False, "ids": ids})
     assert playground.write(5, "a", 9, options) == expected
     assert len({one["text"] for one in expected}) > 1
 
 
 def test_only_what_was_trained_on_is_known(tmp_path, monkeypatch):
     playground = begun(tmp_path, val_fraction=0.5)
-    texts = iter([*NAMES, "new"])
-    monkeypatch.setattr(microgpt, "generate", lambda *_, **__: next(texts))
-    written = playground.write(len(NAMES) + 1, "", 1, {})
+    texts = map(playground.tokenizer.encode, [*NAMES, "ace"])
+    monkeypatch.setattr(microgpt, "stream", lambda *_: next(texts))
+    written = playground.write(len(NAMES) + 1, "", 1, {"max_tokens": 9})
     seen, held_out = microgpt.split_documents(NAMES, 0.5, seed=5)
     assert {one["text"] for one in written if one["known"]} == set(seen) and held_out
 
@@ -258,10 +263,195 @@ def bytewise():
 def test_a_token_that_is_drawn_is_text_also_where_tokens_are_bytes(show, bytewise):
     """It can be appended to the prompt. (In GPT-2's vocabulary, a space is "Ġ".)"""
     playground = show(*bytewise)
-    assert playground.draw("eve", 1, 0, 1.0) == " ada"
+    one = playground.draw("eve", 1, 0, 1.0)
+    assert (one["token"], one["text"]) == (" ada", "eve ada")
     told = playground.next_tokens("eve", 1, 0, 1.0)  # not of all 260 tokens
     likely = [row["token"] for row in told if row["drawn"] > 0.5]
     assert likely == [" ada"] and len(told) == bridge.MOST_TOKENS
+
+
+# --- Documents ---
+
+STANZAS = "ab\nba\n\nabba\nba\n\nbab\n"
+
+
+@pytest.mark.parametrize("document", ["line", "paragraph", "file"])
+def test_a_document_is_what_the_visitor_chose(tmp_path, document):
+    playground = bridge.Playground(str(tmp_path))
+    options = {"document": document, "steps": 4}
+    about = playground.start(STANZAS.encode(), SHAPE, options)
+    trainer = playground.trainer
+    config = microgpt.TrainConfig(**options)
+    documents = microgpt.cut_documents(STANZAS, document)
+    expected = microgpt.hold_out(documents, config)
+    assert (trainer.documents, trainer.val_documents) == expected
+    assert about["document"] == document and "\n" not in about["example"]
+    playground.train(0)
+    other = bridge.Playground(str(tmp_path))
+    about = other.load(playground.save(), STANZAS.encode())
+    assert about["document"] == document and about["step"] == 1
+    assert other.train(LONG)["losses"] == playground.train(LONG)["losses"]
+
+
+def test_a_part_of_the_whole_text_is_known(tmp_path, monkeypatch):
+    playground = bridge.Playground(str(tmp_path))
+    playground.start(STANZAS.encode(), SHAPE, {"document": "file"})
+    texts = map(playground.tokenizer.encode, ["ba\n\nab", "bb\n", ""])
+    monkeypatch.setattr(microgpt, "stream", lambda *_: next(texts))
+    written = playground.write(3, "", 1, {"max_tokens": 9})
+    assert [one["known"] for one in written] == [True, False, False]
+
+
+@pytest.mark.parametrize("document", ["line", "paragraph", "file"])
+def test_a_text_of_too_few_documents_is_refused(tmp_path, document):
+    start = bridge.Playground(str(tmp_path)).start
+    told = {"line": "single line", "paragraph": "single paragraph", "file": "short"}
+    refuses(start, b"a", SHAPE, {"document": document}, told=told[document])
+    refuses(start, b"\n \n", SHAPE, {"document": document}, told="text is empty")
+
+
+def test_an_example_is_the_beginning_of_a_line():
+    assert bridge.first_line(" \n\nada\nbob") == "ada"
+    assert len(bridge.first_line("ab " * 5000)) == 200
+    assert bridge.first_line("\n \n") == ""  # only the end, held out, has letters
+
+
+# --- Tokens that are no characters ---
+
+
+@pytest.fixture(scope="module")
+def halves():
+    """A tokenizer of bytes, which has two tokens for é, and their ids."""
+    tokenizer = microgpt.BPETokenizer.train(["ada"], 257)
+    first, second = tokenizer.encode("é")
+    return tokenizer, first, second
+
+
+def test_half_a_character_is_named_by_its_byte_and_no_two_names_are_one(show, halves):
+    tokenizer, first, second = halves
+    playground = show(make(tokenizer), tokenizer)
+    names = playground.names
+    assert (names[first], names[second]) == ("\ufffdC3", "\ufffdA9")
+    assert len(set(names)) == 257
+    told = playground.score("é")
+    assert [one["token"] for one in told] == ["\ufffdC3", "\ufffdA9", END]
+    assert all(name in names for one in told for name, _ in one["likeliest"])
+    assert playground.attention("é")["tokens"] == [END, "\ufffdC3", "\ufffdA9"]
+
+
+def test_what_is_drawn_stays_the_tokens_that_were_drawn(show, halves):
+    """Half a character has no text. What is read next must still be its token."""
+    tokenizer, first, second = halves
+    chances = [0.0] * 257
+    chances[first] = 1.0
+    playground = show(draws(*chances), tokenizer)
+    one = playground.draw("a", 1, 0, 1.0)
+    assert (one["id"], one["text"]) == (first, "a")
+    assert one["parts"] == [{"text": "\ufffd", "probability": 1.0}]
+    half = {"id": first, "token": "", "probability": 0.5}
+    chances[first], chances[second] = 0.25, 0.75
+    playground = show(draws(*chances), tokenizer)
+    assert playground.encode("a", [half]) == [*tokenizer.encode("a"), first]
+    seen = []
+    for _ in range(40):
+        one = playground.draw("a", 1, 0, 1.0, [half])
+        seen.append((one["text"], [part["text"] for part in one["parts"]]))
+    assert ("aé", ["é"]) in seen and ("a\ufffd", ["\ufffd\ufffd"]) not in seen
+    told = playground.coloured([first, second, tokenizer.encode("a")[0]])
+    assert [part["text"] for part in told] == ["é", "a"]
+    assert told[0]["probability"] == pytest.approx(0.25 * 0.75)
+
+
+def test_a_text_that_was_written_is_coloured_as_it_was_written(show, halves):
+    tokenizer, first, _ = halves
+    chances = [float(i == first) for i in range(257)]
+    playground = show(draws(*chances), tokenizer)
+    half = {"id": first, "token": "", "probability": 0.5}
+    options = {"max_tokens": 1, "temperature": 1.0}
+    (one,) = playground.write(1, "a", 1, options, [half])
+    assert one["ids"] == [*tokenizer.encode("a"), first, first]
+    assert one["text"] == "a\ufffd\ufffd"
+
+
+def test_the_end_is_no_part_of_what_was_drawn(show):
+    playground = show(draws(0, 0, 0, 1))
+    one = playground.draw("ab", 1, 0, 1.0)
+    assert (one["token"], one["text"], one["drawn"]) == (END, "ab", [])
+
+
+def test_the_probability_of_a_draw_is_known_also_where_it_is_not_listed(
+    show, monkeypatch
+):
+    monkeypatch.setattr(bridge, "MOST_TOKENS", 1)
+    playground = show(draws(0.6, 0.4, 0, 0))
+    drawn = [playground.draw("", 1, 0, 1.0) for _ in range(40)]
+    shares = {one["token"]: one["probability"] for one in drawn}
+    assert shares == pytest.approx({"a": 0.6, "b": 0.4})
+
+
+def test_accents_that_are_spelled_another_way_get_advice(show):
+    tokenizer = microgpt.CharTokenizer(["ren\u00e9"])
+    playground = show(make(tokenizer), tokenizer)
+    text = "re\u0301"
+    for method, args in [
+        (playground.next_tokens, (text, 1, 0, 1.0)),
+        (playground.draw, (text, 1, 0, 1.0)),
+        (playground.write, (1, text, 1, {"max_tokens": 3})),
+        (playground.score, (text,)),
+        (playground.attention, (text,)),
+    ]:
+        refuses(method, *args, told="NFC")
+
+
+# --- GPT-2s as people have them ---
+
+
+def files_of(model, tokenizer, directory):
+    """{name: bytes} of a saved model."""
+    microgpt.save_model(model, str(directory), tokenizer)
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_padded_vocabulary_and_added_tokens_have_names(tmp_path, halves):
+    tokenizer = microgpt.WiderTokenizer(halves[0], {"[PAD]": False})
+    files = files_of(make(tokenizer), tokenizer, tmp_path / "given")
+    padded = make(microgpt.CharTokenizer([map(chr, range(263))]))
+    config = files_of(padded, None, tmp_path / "padded")
+    playground = bridge.Playground(str(tmp_path))
+    for name in ("config.json", "model.safetensors"):
+        files[name] = config[name]
+    about = playground.load(archive(files), b"")
+    assert len(about["vocab"]) == 264
+    assert about["vocab"][257:] == ["[PAD]"] + [""] * 6
+    ids = {row["id"] for row in playground.next_tokens("a[PAD]", 1, 0, 1.0)}
+    assert len(ids) == bridge.MOST_TOKENS
+    points = playground.embedding()["points"]
+    assert [at["token"] for at in points] == about["vocab"][-bridge.MOST_TOKENS :]
+
+
+def test_a_token_that_the_model_is_too_small_for_is_named(tmp_path, halves):
+    tokenizer = microgpt.WiderTokenizer(halves[0], {"[PAD]": False})
+    files = files_of(make(halves[0]), halves[0], tmp_path / "small")
+    wide = files_of(make(tokenizer), tokenizer, tmp_path / "wide")
+    files["tokenizer.json"] = wide["tokenizer.json"]
+    playground = bridge.Playground(str(tmp_path))
+    playground.load(archive(files), b"")
+    refuses(playground.score, "a[PAD]", told="'[PAD]'")
+    assert playground.score("a")
+
+
+def test_a_model_in_parts_opens(tmp_path, halves):
+    model, tokenizer = make(), ABC
+    files = files_of(model, tokenizer, tmp_path / "given")
+    part = "model-00001-of-00001.safetensors"
+    files[part] = files.pop("model.safetensors")
+    index = {"weight_map": dict.fromkeys(model.params, part)}
+    files["model.safetensors.index.json"] = json.dumps(index)
+    playground = bridge.Playground(str(tmp_path))
+    playground.load(archive(files), b"")
+    assert playground.model.params == model.params
+    del files[part]
+    refuses(playground.load, archive(files), b"", told=f"no {part}")
 
 
 # --- Looking inside ---
@@ -292,7 +482,7 @@ def test_the_embedding_places_every_token(show, monkeypatch):
         points, shares = principal_components(rows)
         assert [at["token"] for at in told["points"]] == list(ABC.vocab)[-most:]
         assert [(at["x"], at["y"]) for at in told["points"]] == [*map(tuple, points)]
-        assert told["share"] == pytest.approx(sum(shares))
+        assert told["share"] == pytest.approx(sum(shares)) and told["count"] == 4
 
 
 # --- The chain rule ---
@@ -415,7 +605,7 @@ def test_a_model_that_is_saved_without_a_training_has_none(show):
     about = playground.load(playground.save(), b"abc\nab")
     assert about["documents"] == 0 and not about["has_training"]
     written = playground.write(2, "a", 1, {"max_tokens": 2})
-    assert written == [{"text": "abb", "known": False}] * 2
+    assert written == [{"text": "abb", "known": False, "ids": [0, 1, 1]}] * 2
 
 
 def test_a_bpe_model_opens_with_gpt2s_own_files(tmp_path, bytewise):

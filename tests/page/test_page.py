@@ -477,20 +477,20 @@ def test_what_is_changed_makes_a_new_training(page):
 def test_what_is_no_text_to_learn_from_is_refused_in_words_and_other_text_learned(page):
     for contents, told in (
         (b"", "empty"),
-        (b"one line", "document"),
+        (b"one line", "single"),
         (b"\xe9", "UTF-8"),
     ):
         give(page, "#own-file", contents)
         page.click("#go")
         says(page, "#train-error", told)
-    for text, told in (("", "empty"), ("alone", "document")):
+    for text, told in (("", "empty"), ("alone", "single")):
         page.fill("#own-text", "x")
         page.fill("#own-text", text)
         page.click("#go")
         says(page, "#train-error", told)
     page.click("#clear")
     give(page, "#own-file", "\ufeffrené\r\nzoë\r\n\r\nnoé".encode())
-    assert "zoë" in page.input_value("#own-text")
+    assert "rené zoë noé" in page.inner_text("#own-opened")
     train(page, **SMALL, steps=100)
     assert ask(page, "about")["vocab"] == [*sorted(set("renézoënoé")), END]
     assert len(bars(page)) == 8
@@ -512,6 +512,237 @@ def test_a_text_that_is_pasted_is_learned_and_known_again(page):
         until(page, lambda: page.locator("#written li").count() == 10)
         written = page.locator("#written li").all_inner_texts()
         assert all(re.fullmatch(line, text) for text in written)
+
+
+def test_a_file_is_learned_as_a_whole_until_something_is_typed(page):
+    """The page shows its beginning, which is not the text to learn from."""
+    contents = "abba\n" * 3000 + "xyz\n"
+    for name, shown in (("big.txt", "big.txt"), ("x\u202etxt.exe", "x\ufffdtxt.exe")):
+        page.fill("#own-text", "ab\nba")
+        give(page, "#own-file", contents.encode(), name)
+        told = page.inner_text("#own-opened")
+        assert shown in told and "15,004" in told and len(told) < 200
+        assert page.input_value("#own-text") == ""
+        begin(page, **SMALL, steps=100)
+        stop(page)
+        assert ask(page, "about")["vocab"] == [*"abxyz", END]
+    page.fill("#own-text", "cd\ndc")
+    assert page.inner_text("#own-opened") == ""
+    begin(page, **SMALL, steps=100)
+    stop(page)
+    assert ask(page, "about")["vocab"] == ["c", "d", END]
+
+
+STANZAS = "ab\nba\n\nabba\nba\n\n"
+
+
+def test_the_visitor_chooses_what_a_document_is(page, tmp_path):
+    assert page.input_value("#kind") == "line"
+    page.fill("#own-text", STANZAS * 2)
+    for kind, count in (("line", 7), ("paragraph", 3), ("file", 1)):
+        page.select_option("#kind", kind)
+        begin(page, **SMALL, steps=1000)
+        stop(page)
+        about = ask(page, "about")
+        assert about["document"] == kind and about["documents"] == count
+    kept = downloaded(page, tmp_path)
+    page.check("[name=text][value=names]")
+    begin(page, **SMALL, steps=1000)
+    stop(page)
+    assert ask(page, "about")["document"] == "line"
+    page.select_option("#kind", "line")
+    assert page.is_checked("[name=text][value=own]")
+    give(page, "#open", kept)
+    assert page.input_value("#kind") == "file" and "training" in page.inner_text(
+        "#kept"
+    )
+    page.select_option("#kind", "line")
+
+
+def test_samples_and_prompts_with_line_ends_are_shown_in_lines(page, tmp_path):
+    n, end = "\n", END
+    tokenizer = CharTokenizer(["a\n"])
+    assert list(tokenizer.vocab) == [n, "a", end]
+    open_model(page, tmp_path, draws(1, 0, 0), tokenizer)
+    page.fill("#prefix", "aa\na")
+    page.click("#draw")
+    settle(page)
+    assert page.input_value("#prefix") == "aa\na\n"
+    assert page.text_content("#so-far") == "aa\na\n"
+    assert page.inner_text("#drawn").startswith("Drawn: ↵")
+    assert page.inner_text("#bars").split() == ["↵", "a", "•"]
+    open_model(page, tmp_path, draws(0, 0.5, 0.5), tokenizer)
+    page.fill("#prefix", "aa\na")
+    page.click("#write")
+    until(page, lambda: page.locator("#written li").count() == 10)
+    assert page.locator("#written li.lines").count() == 10
+    lines = page.inner_text("#written li >> nth=0").split("\n")
+    assert lines[:2] == ["new", "aa"] and re.fullmatch("a+", lines[2])
+    height = "(x) => x.getBoundingClientRect().height"
+    low, high = [
+        page.eval_on_selector(f"#written li {x}", height) for x in ("small", "bdi")
+    ]
+    assert high > 1.5 * low
+    page.fill("#text", "a")
+    page.press("#text", "End")
+    page.press("#text", "Shift+Enter")
+    page.press("#text", "Enter")
+    settle(page)
+    assert page.locator("#scores tbody tr").count() == 3
+    assert page.input_value("#text") == "a\n"
+    assert page.inner_text("#scores caption").startswith("a↵:")
+
+
+# --- Names of tokens ---
+
+ACCENT, JOINER, TURN, BELL = "\u0301", "\u200d", "\u202e", "\x07"
+ODD = CharTokenizer(["e" + ACCENT + JOINER + TURN + BELL + "👩\n "])
+
+
+def test_names_of_tokens_hide_nothing_and_turn_nothing_round(page, tmp_path):
+    model = GPT(Config(ODD.vocab_size, n_head=1, n_embd=2), seed=1)
+    open_model(page, tmp_path, model, ODD)
+    names = {
+        BELL: "U+0007",
+        "\n": "↵",
+        " ": "␣",
+        "e": "e",
+        ACCENT: "◌" + ACCENT,
+        JOINER: "U+200D",
+        TURN: "U+202E",
+        "👩": "👩",
+    }
+    assert page.inner_text("#bars").split() == [*names.values(), "•"]
+    look(page, "".join(names))
+    cells = page.locator("#scores tbody tr td:first-child").all_inner_texts()
+    assert cells == [*names.values(), "end"]
+    labels = page.locator("#attention svg >> nth=0 >> text").all_text_contents()
+    firsts = ["•", *"\ufffd↵␣e", "◌" + ACCENT, *"\ufffd\ufffd👩"]
+    assert labels[::2] == labels[1::2] == firsts
+    page.fill("#prefix", "e" + TURN + "\n" + BELL)
+    page.click("#write")
+    until(page, lambda: page.locator("#written li").count() == 10)
+    text = page.inner_text("#written")
+    assert "e\ufffd\n\ufffd" in text
+    assert not {TURN, BELL} & set(page.evaluate("document.body.innerText"))
+
+
+def test_what_is_one_character_is_coloured_as_one(page, tmp_path):
+    open_model(page, tmp_path, draws(*[1 / 9] * 9), ODD)
+    woman = "👩" + JOINER + "👩"
+    page.fill("#prefix", "e" + ACCENT + woman + "e")
+    page.click("#write")
+    until(page, lambda: page.locator("#written li").count() == 10)
+    spans = page.locator("#written li >> nth=0 >> span").all()
+    assert spans[1].inner_text() == woman
+    shares = [span.get_attribute("title") for span in spans[:2]]
+    assert shares == ["1.2%", "0.1%"]  # of two and of three tokens, each 1/9
+
+
+@pytest.fixture
+def half(page, tmp_path):
+    """The page with a model of bytes that draws the second half of é."""
+    tokenizer = microgpt.BPETokenizer.train(["ada"], 257)
+    second = tokenizer.encode("é")[1]
+    model = draws(*[float(i == second) for i in range(257)])
+    open_model(page, tmp_path, model, tokenizer)
+    return page, tokenizer
+
+
+def test_a_token_that_is_half_a_character_is_kept_as_it_is(half):
+    page, tokenizer = half
+    first, second = tokenizer.encode("é")
+    question = """async ([token]) => {
+      const { python } = await import("/examples/playground/python.js");
+      return python.draw("", 1, 0, 1, [token]);
+    }"""
+    given = {"id": first, "token": "", "probability": 0.5}
+    told = page.evaluate(question, [given])
+    assert told["text"] == "é"
+    assert told["parts"] == [{"text": "é", "probability": 0.5}]
+    page.click("#draw")
+    settle(page)
+    assert page.inner_text("#drawn") == "Drawn: \ufffdA9 (100%)"
+    assert page.text_content("#so-far") == "\ufffd" and not page.input_value("#prefix")
+    page.click("#draw")
+    settle(page)
+    assert page.text_content("#so-far") == "\ufffd\ufffd"
+
+
+def test_what_was_typed_while_the_wheel_turned_is_kept(half):
+    page, _ = half
+    page.emulate_media(reduced_motion="no-preference")
+    page.click("#draw")
+    until(page, lambda: not page.is_enabled("#draw"))
+    page.fill("#prefix", "ada")
+    until(page, lambda: page.is_enabled("#draw"))
+    settle(page)
+    assert page.input_value("#prefix") == page.text_content("#so-far") == "ada"
+    page.emulate_media(reduced_motion="reduce")
+
+
+def test_tokens_of_another_model_are_not_kept(half, tmp_path):
+    """They are numbers, which mean something else there, or nothing."""
+    page, tokenizer = half
+    page.fill("#prefix", "ada")
+    page.click("#draw")
+    settle(page)
+    smaller = draws(0, 1, 0)
+    microgpt.save_model(smaller, str(tmp_path / "smaller"), CharTokenizer(["ad"]))
+    give(page, "#open", zipped(tmp_path / "smaller"))
+    assert page.input_value("#prefix") == page.text_content("#so-far") == "ada"
+    assert not page.is_visible("#generate-error") and len(bars(page)) == 3
+
+
+def test_a_model_of_bytes_knows_every_text(half, ours, tmp_path):
+    page, tokenizer = half
+    page.fill("#text", "Zoë")
+    open_model(page, tmp_path, draws(*[1 / 257] * 257), tokenizer)
+    assert page.input_value("#text") == "Zoë"
+    assert page.inner_text("#scores caption").startswith("Zoë:")
+
+
+def test_an_example_that_is_shown_is_not_cut_within_a_character(page):
+    page.fill("#text", "?")
+    page.fill("#own-text", f"{'👩' * 39}e\u0301e\n" * 2)
+    begin(page, **SMALL, steps=100)
+    stop(page)
+    assert page.input_value("#text") == "👩" * 39 + "e\u0301"
+
+
+def test_the_beginning_of_a_file_is_not_cut_within_a_character(page):
+    woman = "👩" + JOINER + "👩" + JOINER + "👧"  # 18 bytes: 22 fit into 400
+    give(page, "#own-file", ("a" + woman * 40).encode())
+    shown = page.inner_text("#own-opened").partition("“")[2].rstrip("”")
+    assert len(shown) > 80 and "\ufffd" not in shown
+    page.fill("#own-text", "")
+
+
+def test_a_message_hides_nothing(page):
+    draw_graph(page, "a", "a" + TURN + BELL + "=?")
+    assert "a\ufffd\ufffd=?" in page.inner_text("#value-error")
+    draw_graph(page, "a * a", "a=3")
+
+
+def test_the_name_of_a_model_hides_nothing(page, tmp_path):
+    microgpt.save_model(draws(0, 0, 1), str(tmp_path / "ab"), CharTokenizer(["ab"]))
+    give(page, "#open", zipped(tmp_path / "ab"), "x" + TURN + "piz.exe")
+    assert "x\ufffdpiz.exe" in page.inner_text("#kept")
+
+
+def test_labels_of_bars_do_not_overlap(half):
+    page, _ = half
+    widths = """(bars) => bars.map((bar) => [bar.scrollWidth, bar.clientWidth])"""
+    found = page.eval_on_selector_all("#bars .bar", widths)
+    assert len(found) == 100 and all(inside <= room for inside, room in found)
+    assert is_narrow(page)
+
+
+def test_letters_of_a_graph_are_not_cut(page):
+    name = "\U00020000" * 18 + "x" + "\u0304" + "y" * 3
+    draw_graph(page, name, f"{name}=2")
+    label = page.text_content("#graph g text >> nth=0")
+    assert label == "\U00020000" * 18 + "x\u0304" + "…"
 
 
 # --- Generation ---
@@ -649,6 +880,19 @@ def test_the_embedding_has_every_token_where_it_is(opened, ours):
     assert [name for name, _, _ in shown] == [*"abcdefghijklmnopqrstuvwxyz", "end"]
     for (_, x, y), at in zip(shown, told):
         assert (x, y) == pytest.approx((100 * at["x"] / most, 100 * at["y"] / most))
+
+
+def test_a_map_of_a_part_of_a_text_says_so(opened):
+    look(opened, "maximiliana")
+    assert "first 8 tokens" in opened.inner_text("#attention-note")
+    look(opened, "maximil")  # the start and seven letters
+    assert opened.inner_text("#attention-note") == ""
+    assert opened.inner_text("#embedding p").startswith("27 tokens.")
+
+
+def test_an_embedding_in_part_says_so(half):
+    page, _ = half
+    assert "The last 100 of 257 tokens." in page.inner_text("#embedding")
 
 
 def test_a_name_that_cannot_be_looked_at_is_told_in_words(opened):
