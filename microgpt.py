@@ -165,7 +165,7 @@ class Value:
     def __repr__(self):
         return f"Value(data={self.data}, grad={self.grad})"
 
-    def __float__(self):
+    def __float__(self):  # math.sqrt(v) uses it, and leaves the graph: write v**0.5
         return float(self.data)
 
     def __add__(self, other):
@@ -1899,6 +1899,8 @@ class Trainer:
         block_size = model.config.block_size
         self.windows = Windows(self.documents, tokenizer, block_size)
         self.val_windows = Windows(self.val_documents, tokenizer, block_size)
+        if len(self.windows) == 0:
+            raise ValueError("the text is too short: nothing is left to train on")
         self.optimizer = engine.optimizer(self.model, config.weight_decay)
 
     def batch(self, step):
@@ -3497,6 +3499,10 @@ def read_text(path):
     """A file's text, without the mark that Windows puts first. Line ends become one."""
     if path == "-":
         path = "standard input"
+        if sys.stdin is None:
+            raise ValueError("there is no standard input: name a file")
+        if sys.stdin.isatty():
+            print("type a text; Ctrl-D ends it (Ctrl-Z on Windows)", file=sys.stderr)
         raw = sys.stdin.buffer.read()
     else:
         with open(path, "rb") as file:
@@ -3518,7 +3524,7 @@ def read_text(path):
 
 
 def encode_text(tokenizer, text):
-    """tokenizer.encode, with advice if only the spelling of an accent is unknown.
+    """tokenizer.encode, for a text that somebody typed: an error says what would help.
 
     Unicode has two spellings for é: one character, or e and an accent. They look the
     same, and keyboards differ in which one they give.
@@ -3526,20 +3532,22 @@ def encode_text(tokenizer, text):
     try:
         return tokenizer.encode(text)
     except ValueError as error:
-        raise ValueError(f"{error}{spelling_advice(tokenizer, text)}") from None
+        raise ValueError(f"{error}{advice(tokenizer, text)}") from None
 
 
-def spelling_advice(tokenizer, text):
-    """What would make a text known: its other spelling. If nothing would: nothing."""
+def advice(tokenizer, text):
+    """Another spelling of which all would be known, as the end of a sentence, or ""."""
     import unicodedata
 
-    spellings = {"NFC": "part of their letters", "NFD": "characters of their own"}
-    for form, accents in spellings.items():
-        try:
-            tokenizer.encode(unicodedata.normalize(form, text))
-        except ValueError:
-            continue
-        return f"; all would be known with accents as {accents}, Unicode's form {form}"
+    spellings = {
+        "accents as part of letters (form NFC)": unicodedata.normalize("NFC", text),
+        "accents as characters (form NFD)": unicodedata.normalize("NFD", text),
+        "line ends for \\n (in bash, $'a\\nb')": text.replace("\\n", "\n"),
+    }
+    for name, other in spellings.items():
+        with suppress(ValueError):
+            if other != text and tokenizer.encode(other):
+                return f"; all would be known with {name}"
     return ""
 
 
@@ -4153,7 +4161,8 @@ def report(trainer, loss, copied):
     vocab_size = trainer.model.config.vocab_size
     scale = baselines(trainer.windows, (held_out or trainer.windows)[:500], vocab_size)
     bars = "▁▂▃▄▅▆▇█" if "utf" in str(sys.stdout.encoding).lower() else "..::++##"
-    n = min(56, len(losses))
+    width = LiveLine(sys.stdout).width() if sys.stdout.isatty() else 80
+    n = max(1, min(56, width - 20, len(losses)))
     cuts = [len(losses) * i // n for i in range(n + 1)]
     means = [mean(losses[start:stop]) for start, stop in zip(cuts, cuts[1:])]
     low = min(means)
@@ -4167,7 +4176,8 @@ def report(trainer, loss, copied):
     ]
     everyone = {"this model": loss, **scale}
     for name in sorted(everyone, key=everyone.get, reverse=True):
-        length = round(40 * everyone[name] / max(everyone.values()))
+        longest = max(1, min(40, width - 28))
+        length = round(longest * everyone[name] / max(everyone.values()))
         lines.append(f"      {name:14} {everyone[name]:.3f} {bars[-1] * length}")
     lines += ["", f"It is {reading(losses, loss, scale, copied)}."]
     return "\n".join(lines)
@@ -4329,7 +4339,7 @@ BPETokenizer learn_merges
 save_model load_model read_model load_tokenizer save_training load_training
 write_tensors read_tensors parameter_count
 Scored score baselines reading mean
-load_documents cut_documents main make_parser refuse MOST_PARAMETERS
+load_documents cut_documents encode_text main make_parser refuse MOST_PARAMETERS
 """.split()
 
 

@@ -49,7 +49,7 @@ from _common import (
 )
 from lookahead import TAKES, always, completions, percent, predict, row, with_sign
 
-from microgpt import END, mean, score
+from microgpt import END, encode_text, mean, score
 
 # --- Texts to show --------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ def make_prompt(model, tokenizer, k, max_tokens):
     class KnownCharacters(Validator):
         def validate(self, document):
             try:
-                tokenizer.encode(document.text)
+                encode_text(tokenizer, document.text)
             except ValueError as error:
                 raise ValidationError(len(document.text), str(error)) from None
 

@@ -176,6 +176,7 @@ def explain_all(options):
     documents = []
     with waiting("reading"):
         for text in options.texts:
+            microgpt.encode_text(tokenizer, text)  # its error says what would help
             documents.append((text, microgpt.score(model, tokenizer, text)))
     for text, scored in documents:
         explain(text, scored, tokenizer)

@@ -60,9 +60,11 @@ def relu(x):
     from and what its derivative is with respect to each of them.
     """
     if not isinstance(x, Value):
-        return max(0.0, x)
-    slope = 1.0 if x.data > 0 else 0.0
-    return Value(max(0.0, x.data), (x,), (slope,))
+        return (
+            0.0 if x <= 0 else x
+        )  # (what is not a number stays one: max would not do)
+    slope = 0.0 if x.data <= 0 else 1.0
+    return Value(relu(x.data), (x,), (slope,))
 
 
 OPERATORS = {

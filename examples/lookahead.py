@@ -30,7 +30,7 @@ from _common import (
     width,
 )
 
-from microgpt import END, CachedGPT, softmax
+from microgpt import END, CachedGPT, encode_text, softmax
 
 TAKES = "With a small model it takes a moment, with a GPT-2 some minutes."
 
@@ -42,7 +42,7 @@ def predict(model, tokenizer, prompt="", k=5):
 
     If the prompt is longer than the block, only its last block_size tokens are read.
     """
-    tokens = [tokenizer.end] + tokenizer.encode(prompt)
+    tokens = [tokenizer.end] + encode_text(tokenizer, prompt)
     probabilities = next_probabilities(CachedGPT(model), tokens)
     ids = range(len(probabilities))
     likeliest = nlargest(k, ids, key=probabilities.__getitem__)
@@ -75,7 +75,7 @@ def completions(
             f"k is {k}, max_tokens {max_tokens}, beam {beam}: k must be from 1 to "
             "beam, and max_tokens at least 1"
         )
-    start = [tokenizer.end] + tokenizer.encode(prompt)
+    start = [tokenizer.end] + encode_text(tokenizer, prompt)
     growing = [(0.0, [], CachedGPT(model))]  # log probability, ids, reader
     finished = []  # without readers
     for n in range(1, max_tokens + 1):

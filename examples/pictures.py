@@ -519,7 +519,7 @@ def text_to_read(options, documents, tokenizer):
     if text is None:
         text = min(documents, key=lambda document: abs(len(document) - 8))[:12]
     try:
-        tokenizer.encode(text)
+        microgpt.encode_text(tokenizer, text)
     except ValueError as error:
         if options.model is None or options.text is not None:
             raise

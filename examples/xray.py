@@ -26,7 +26,8 @@ have all their digits (no NaN, no Infinity). The order of names does not matter.
     format, version     "microgpt trace", 1
     engine              "tensor" or "value", or the name of your own program; it is
                         not compared
-    config              {"vocab_size", "block_size", "n_layer", "n_head", "n_embd"}
+    config              {"vocab_size", "block_size", "n_layer", "n_head", "n_embd"};
+                        for an untied head also {"tie_word_embeddings": false}
     tokens, positions   [n]: the ids that are read, <|endoftext|> first, and 0 to n - 1
     targets             [n]: the ids to predict, which are the tokens shifted by one
     loss                the mean over the n predictions of -log(target's probability)
@@ -269,6 +270,8 @@ def backward_names(config):
     """The names that have gradients, in the order in which these are complete."""
     parameters = microgpt.parameter_shapes(config)
     names = []
+    if not config.tie_word_embeddings:
+        names.append("lm_head.weight")
     for name in reversed(forward_names(config.n_layer)):
         if not name.endswith(".attn"):
             names.append(name)
@@ -281,6 +284,14 @@ def backward_names(config):
 def to_floats(x):
     """A Tensor, or rows of floats or Values -> rows of floats."""
     return microgpt.for_each(float, x.data if isinstance(x, microgpt.Tensor) else x)
+
+
+def to_json(config):
+    """A Config as --json writes it: the sizes, and whether the head is untied."""
+    contents = asdict(config)
+    if config.tie_word_embeddings:
+        del contents["tie_word_embeddings"]
+    return contents
 
 
 def full_trace(model, window, engine):
@@ -297,7 +308,7 @@ def full_trace(model, window, engine):
         "format": FORMAT,
         "version": VERSION,
         "engine": engine.name,
-        "config": asdict(model.config),
+        "config": to_json(model.config),
         "tokens": window[:-1],
         "positions": list(range(len(window) - 1)),
         "targets": window[1:],
@@ -348,7 +359,16 @@ def check_trace(trace):
         x = trace.get(field)
         if not isinstance(x, kind):
             raise ValueError(f"{field} is missing or has the wrong type")
-        check_numbers(list(x.values()) if kind is dict else x)
+        if kind is dict:
+            tied = x.get("tie_word_embeddings", True)
+            if tied is not True and tied is not False:
+                raise ValueError(
+                    f"tie_word_embeddings is {tied!r}: must be true or false"
+                )
+            x = [
+                numbers for name, numbers in x.items() if name != "tie_word_embeddings"
+            ]
+        check_numbers(x)
     microgpt.Config(**trace["config"])
 
 

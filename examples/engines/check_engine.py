@@ -197,6 +197,7 @@ def random_model(rng, vocab_size, block_size):
         vocab_size,
         block_size,
         n_layer=rng.randint(1, 2),
+        tie_word_embeddings=rng.random() < 0.7,
         n_head=n_head,
         n_embd=n_head * rng.randint(1, 3),
     )

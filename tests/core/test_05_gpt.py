@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from helpers import close, defaults, flat
@@ -147,6 +148,50 @@ def test_a_config_has_limits_and_defaults_and_cannot_be_changed():
     assert defaults(Config) == small
     with pytest.raises(AttributeError):
         GPT2_SMALL.n_layer = 2
+
+
+def test_an_untied_head_is_a_table_of_its_own():
+    tied = GPT(Config(5, 4, 1, 2, 4), seed=3)
+    config = replace(tied.config, tie_word_embeddings=False)
+    head = [[2 * x for x in row] for row in tied.params["wte.weight"]]
+    untied = GPT(config, {**tied.params, "lm_head.weight": head})
+    tokens = [4, 0, 3]
+    assert flat(untied(tokens)) == close([[2 * x for x in row] for row in tied(tokens)])
+    assert GPT(config, seed=3).params.keys() == untied.params.keys()
+    for engine in (ValueEngine(), TensorEngine()):
+
+        def loss(params):
+            return GPT(config, params).loss([[4, 0, 3, 1], [4, 4]])
+
+        assert gradcheck(loss, untied.params, engine) < 1e-7
+
+
+@pytest.mark.parametrize(
+    "name, x, says",
+    [
+        ("wte.weight", None, "wte.weight is missing: must be (5, 4)"),
+        ("wte.weight", [[0.0] * 4] * 4, "wte.weight is (4, 4): must be (5, 4)"),
+        ("ln_f.bias", [[0.0] * 4], "ln_f.bias is (1, 4): must be (4,)"),
+        (
+            "h.0.attn.c_attn.bias",
+            [0.0] * 4,
+            "h.0.attn.c_attn.bias is (4,): must be (12,)",
+        ),
+        (
+            "lm_head.weight",
+            [[0.0] * 4] * 5,
+            "lm_head.weight is (5, 4): must be left out",
+        ),
+    ],
+)
+def test_parameters_of_other_names_or_shapes_are_refused(name, x, says):
+    model = GPT(Config(5, 4, 1, 2, 4))
+    params = {**model.params, name: x}
+    if x is None:
+        del params[name]
+    for kind in (GPT, PackedGPT):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            kind(model.config, params)
 
 
 # --- parameters ---

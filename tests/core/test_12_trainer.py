@@ -276,6 +276,13 @@ def test_a_trainer_holds_out_the_ends_of_files():
     assert (t.documents, t.val_documents) == hold_out_ends(DOCUMENTS, 0.25)
 
 
+def test_a_text_of_which_nothing_is_left_to_train_on_is_refused():
+    tokenizer = CharTokenizer(["a"])
+    config = TrainConfig(document="file")
+    with pytest.raises(ValueError, match="nothing is left to train on"):
+        Trainer(GPT(Config(2)), tokenizer, ["a"], config)
+
+
 # --- windows ---
 
 

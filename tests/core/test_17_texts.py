@@ -136,7 +136,8 @@ def test_files_folders_and_standard_input_are_one_corpus(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{name}\r\nof {name}\r\n", encoding="utf-8", newline="")
     (tmp_path / "a" / "picture.png").write_bytes(b"\x89PNG\0")
-    stdin = SimpleNamespace(buffer=io.BytesIO(BOM + b"typed\n"))
+    raw = io.BytesIO(BOM + b"typed\n")
+    stdin = SimpleNamespace(buffer=raw, isatty=lambda: False)
     monkeypatch.setattr(sys, "stdin", stdin)
     monkeypatch.chdir(tmp_path)
     assert load_documents("b.txt", "a", "-", document="paragraph") == [
@@ -177,7 +178,26 @@ def test_an_accent_that_is_spelled_in_another_way_is_named_with_what_helps(
 ):
     tokenizer = CharTokenizer([unicodedata.normalize(known, "chère Zoé")])
     text = unicodedata.normalize(given, "é")
-    with pytest.raises(ValueError, match=rf"\(U\+0.*, Unicode's form {known}$"):
+    with pytest.raises(ValueError, match=rf"\(U\+0.*; all .* \(form {known}\)$"):
         microgpt.encode_text(tokenizer, text)
     with pytest.raises(ValueError, match=r"^'x' \(U\+0078\) is not in ' Zceh.*'$"):
         microgpt.encode_text(tokenizer, "x")
+
+
+def test_a_line_end_that_the_shell_did_not_make_is_named_with_what_helps():
+    tokenizer = CharTokenizer(["a\nb"])
+    with pytest.raises(ValueError, match=r"all would be known with line ends for \\n"):
+        microgpt.encode_text(tokenizer, r"a\nb")
+    with pytest.raises(ValueError, match=r"is not in '\\nab'$"):
+        microgpt.encode_text(tokenizer, r"a\nc")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_person_who_is_to_type_a_text_is_told(monkeypatch, capsys, is_terminal):
+    stdin = SimpleNamespace(buffer=io.BytesIO(b"a"), isatty=lambda: is_terminal)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert load_documents("-") == ["a"]
+    assert ("Ctrl-D" in capsys.readouterr().err) is is_terminal
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="no standard input"):
+        load_documents("-")

@@ -498,7 +498,8 @@ def test_folders_and_standard_input_are_texts(run, folder, monkeypatch):
     (folder / "texts" / "more.txt").write_text("ada\nbob\n", encoding="utf-8")
     (folder / "texts" / "picture.png").write_bytes(b"\0")
     picture = os.path.join("texts", "picture.png")
-    stdin = SimpleNamespace(buffer=io.BytesIO("\n".join(NAMES).encode()))
+    raw = io.BytesIO("\n".join(NAMES).encode())
+    stdin = SimpleNamespace(buffer=raw, isatty=lambda: False)
     monkeypatch.setattr(sys, "stdin", stdin)
     output = run.works("texts", "-", *TINY[1:])
     assert (

@@ -335,7 +335,7 @@ def test_the_curve_and_the_last_losses(capsys, steps):
     "encoding, curve", [("ascii", "#+."), (None, "#+."), ("UTF-8", "█▅▁")]
 )
 def test_a_terminal_without_blocks_gets_signs(monkeypatch, encoding, curve):
-    monkeypatch.setattr("sys.stdout", SimpleNamespace(encoding=encoding))
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(encoding=encoding, isatty=bool))
     text = report_of([3.0, 2.0, 1.0])
     assert f"loss  3.000 {curve} 1.000" in text and curve[0] * 40 + "\n" in text
 

@@ -185,8 +185,8 @@ def test_leaving_gives_up_the_search(converse, monkeypatch):
 def test_unknown_characters_are_named_and_the_line_can_be_mended(converse, names):
     said = converse(
         (">", "bx"),
-        ("'x' is not one of", "\r"),
-        ("'x' is not one of", "\x7f"),
+        ("'x' (U+0078) is not in", "\r"),
+        ("'x' (U+0078) is not in", "\x7f"),
         (Line("b"), "ob\r"),
         (Line(), "\x04"),
     )
@@ -306,7 +306,7 @@ def test_a_line_with_an_unknown_character_is_named_and_the_others_are_answered(
     assert autocomplete.main([directory, "-k", "1"]) == 1
     output, error = capsys.readouterr()
     assert output.startswith("bob\n") and output.count("\n") == 2
-    assert re.fullmatch("autocomplete: 'x' is not one of.*\n", error)
+    assert re.fullmatch("autocomplete: 'x' .U.0078. is not in.*\n", error)
 
 
 @pytest.mark.parametrize(

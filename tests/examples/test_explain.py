@@ -200,8 +200,8 @@ def test_on_a_terminal_each_token_has_its_colour_and_nothing_moves_the_cursor(sa
     "args, words",
     [
         (["nowhere", "ada"], "'nowhere.*No such file"),
-        (["DIR", "x"], "'x' is not one of"),
-        (["DIR", "ada", "\x1bx"], "'x' is not one of"),
+        (["DIR", "x"], "'x' .U.0078. is not in"),
+        (["DIR", "ada", "\x1bx"], "'x' .U.0078. is not in"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_is_printed(

@@ -341,9 +341,9 @@ def test_a_saved_model_is_not_trained_and_the_seed_decides(
         ("names.txt --model none", "none"),
         ("names.txt --steps 0", "steps is 0"),
         ("names.txt --samples 0", "samples is 0"),
-        ("names.txt --text abz", "'z' is not one of"),
+        ("names.txt --text abz", "'z' (U+007A) is not in"),
         ("one.txt", "two documents or more"),
-        ("one.txt --model saved", "one.txt: 'd' is not one of"),
+        ("one.txt --model saved", "one.txt: 'd' (U+0064) is not in"),
     ],
 )
 def test_bad_input_gets_one_line(names, capsys, options, message):
