@@ -1763,7 +1763,8 @@ Step = namedtuple("Step", "step loss learning_rate tokens_per_second val_loss")
 def split_documents(documents, val_fraction=0.1, seed=0):
     """Shuffle, then hold some out -> (documents to train on, held-out documents).
 
-    The seed decides the order. At least one document is left on either side.
+    The seed decides the order. Unless val_fraction is 0, at least one document is left
+    on either side.
     >>> split_documents(["ada", "bob", "cleo", "dan"], val_fraction=0.25, seed=1)
     (['ada', 'cleo', 'bob'], ['dan'])
     """
@@ -1784,7 +1785,8 @@ def split_documents(documents, val_fraction=0.1, seed=0):
 def hold_out_ends(documents, val_fraction=0.1):
     """Hold out the end of each document -> (parts to train on, held-out parts).
 
-    For few documents that are long, such as a single book.
+    For few documents that are long, such as a single book. Each part is then treated as
+    a document, with <|endoftext|> after it.
     >>> hold_out_ends(["to be or not to be"], val_fraction=0.25)
     (['to be or not '], ['to be'])
     """
@@ -1848,6 +1850,18 @@ class Windows:
         return self.tokens[start : start + self.block_size + 1].tolist()
 
 
+def first_windows(windows, most=500):
+    """The first 500 windows or, of long ones, as many as make 2^15 predictions."""
+    chosen = []
+    n_predictions = 0
+    for window in windows[:most]:
+        if n_predictions >= 2**15:
+            break
+        chosen.append(window)
+        n_predictions += len(window) - 1
+    return chosen
+
+
 def evaluate(model, windows, most=500):
     """A model's mean loss on windows, in nats, where each prediction counts the same.
 
@@ -1856,9 +1870,7 @@ def evaluate(model, windows, most=500):
     """
     total = 0.0
     n_predictions = 0
-    for window in windows[:most]:
-        if n_predictions >= 2**15:
-            break
+    for window in first_windows(windows, most):
         total += float(model.loss([window])) * (len(window) - 1)
         n_predictions += len(window) - 1
     loss = total / n_predictions
@@ -1867,7 +1879,7 @@ def evaluate(model, windows, most=500):
     return loss
 
 
-@lru_cache(4)
+@lru_cache(2)
 def shuffled_range(n, seed):
     """0 to n - 1, in an order that the seed decides."""
     return random.Random(seed).sample(range(n), n)
@@ -1899,12 +1911,15 @@ class Trainer:
         block_size = model.config.block_size
         self.windows = Windows(self.documents, tokenizer, block_size)
         self.val_windows = Windows(self.val_documents, tokenizer, block_size)
+        if config.document == "file":  # so that the first of them are from all files
+            order = shuffled_range(len(self.val_windows), config.seed)
+            self.val_windows = [self.val_windows[i] for i in order]
         if len(self.windows) == 0:
             raise ValueError("the text is too short: nothing is left to train on")
         self.optimizer = engine.optimizer(self.model, config.weight_decay)
 
     def batch(self, step):
-        """The windows of a step: the next ones of all, in the order of their epoch.
+        """The windows of a step: the next batch_size ones, in the order of their epoch.
 
         An epoch is once through all windows. Each epoch has an order of its own, which
         follows from the seed. So a step's batch depends on nothing but its number, and
@@ -2274,7 +2289,7 @@ def pairs_of(word):
 
 
 def pairs_with(token, word):
-    """The pairs that contain a token. `find` is fast, so a long word takes no loop.
+    """The pairs that contain a token, found by a look at its places only.
 
     >>> pairs_with("b", "aabbcc")
     ['ab', 'bb', 'bc']
@@ -2549,12 +2564,11 @@ def move_into_place(directory):
             os.unlink(path)
     if os.path.isdir(saved):
         names = os.listdir(saved)
+        for name in STALE if MODEL in names else []:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, name))
         for name in names:
             os.replace(os.path.join(saved, name), os.path.join(directory, name))
-        if MODEL in names:
-            for name in STALE:
-                with suppress(FileNotFoundError):
-                    os.unlink(os.path.join(directory, name))
     shutil.rmtree(saved, ignore_errors=True)
     shutil.rmtree(new, ignore_errors=True)
 
@@ -2585,7 +2599,8 @@ INSTEAD = {
     b"<!doctype html": "an HTML page; download the file itself",
     b"<html": "an HTML page; download the file itself",
     b"PK\3\4": "a zip archive, as PyTorch makes; safetensors are needed",
-    b"\x80": "a Python pickle, as PyTorch makes; safetensors are needed",
+    b"\x80\2}": "a Python pickle; safetensors are needed",
+    b"\x80\2\x8a": "a Python pickle, as PyTorch makes; safetensors are needed",
     b"\x1f\x8b": "compressed with gzip; unpack it",
 }
 
@@ -2599,7 +2614,8 @@ def what_is_there(file):
             return f"it is {what}"
     if not raw:
         return "it is empty"
-    if raw.isascii() and b" " in raw and raw[:1].isalnum() and len(raw) < 100:
+    is_text = file.name.endswith(".txt")  # else text is a server's, "Entry not found"
+    if not is_text and raw[:1].isalnum() and raw.isascii() and b" " in raw[:100] == raw:
         return f"it is not the file, but says {printable(raw.decode())!r}"
     return None
 
@@ -2648,9 +2664,9 @@ def to_json(contents):
 
 # A .safetensors file has three parts: the length of the header, in 8 bytes; the header,
 # JSON that gives each tensor's dtype, shape and data_offsets [start, stop]; and the
-# numbers, row by row, without gaps. All numbers are little-endian. (The safetensors
-# library sorts tensors by name, so we do, too.) In GPT-2's files the
-# weights of linear layers are [n_in, n_out], the transpose of what they are here.
+# numbers, row by row, without gaps. All numbers are little-endian. In GPT-2's files the
+# weights of linear layers are [n_in, n_out], the transpose of what they are here. The
+# safetensors library writes tensors in the order of their names, so we do that, too.
 
 
 def write_tensors(tensors, dtype="F64", **metadata):
@@ -2659,8 +2675,7 @@ def write_tensors(tensors, dtype="F64", **metadata):
     stop = 0
     tensors = dict(sorted(tensors.items()))
     for name, x in tensors.items():
-        shape = (len(x), len(x[0])) if hasattr(x[0], "__len__") else (len(x),)
-        header[name] = tensor_entry(name, shape, dtype, stop)
+        header[name] = tensor_entry(name, shape_of(x), dtype, stop)
         stop = header[name]["data_offsets"][1]
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers begin at a multiple of 8
@@ -2890,7 +2905,7 @@ def files_of_tensors(directory):
 
 
 def settle_head(config, params):
-    """Is the output tied to the token embeddings? The tensors decide, as there.
+    """Is the output tied to the token embeddings? Tensors decide, as in transformers.
 
     A tied model's file may hold the table twice, or only under the name of the head.
     If it holds two tables that differ, the model is not tied, whatever config.json
@@ -2905,7 +2920,9 @@ def settle_head(config, params):
         return config
     if head is None:
         return config
-    if params.setdefault("wte.weight", head) == head:
+    if "wte.weight" not in params:
+        params["wte.weight"] = head
+    if params["wte.weight"] == head:
         return config
     return replace(config, tie_word_embeddings=False)
 
@@ -2935,6 +2952,7 @@ class WiderTokenizer:
     def __init__(self, tokenizer, added):
         self.tokenizer = tokenizer
         self.added = {END: False, **added}
+        self.added.pop("", None)  # it would be found everywhere
         self.vocab = dict(tokenizer.vocab)
         for text in self.added:
             if text not in self.vocab:
@@ -2963,7 +2981,7 @@ class WiderTokenizer:
         added = [
             x for x, normalized in self.added.items() if normalized == is_normalized
         ]
-        longest_first = sorted(filter(None, added), key=len, reverse=True)
+        longest_first = sorted(added, key=len, reverse=True)
         if not longest_first:
             return [text]
         return re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
@@ -2982,7 +3000,7 @@ class WiderTokenizer:
         text = self.texts[i]
         if set(text) <= set(BYTES):
             return bytes(map(BYTES.index, text))
-        return text.encode()
+        return text.encode("utf-8", "replace")
 
 
 def tokenizer_files(tokenizer):
@@ -3025,7 +3043,10 @@ def bpe_model(tokenizer):
         model[name] = None
     for name in ("fuse_unk", "byte_fallback", "ignore_merges"):
         model[name] = False
-    model["vocab"] = dict(sorted(tokenizer.vocab.items(), key=operator.itemgetter(1)))
+    vocab = dict(sorted(tokenizer.vocab.items(), key=operator.itemgetter(1)))
+    if vocab[END] >= len(vocab):
+        del vocab[END]  # other added tokens come before it
+    model["vocab"] = vocab
     model["merges"] = getattr(tokenizer, "merges", [])
     return model
 
@@ -3060,8 +3081,10 @@ def load_tokenizer(directory):
     with suppress(FileNotFoundError), open_file(directory, "config.json") as file:
         config = read_config(parse_json(file.read()))
         n_more = config.vocab_size - tokenizer.vocab_size
-        if -len(added) <= n_more < 0 or (n_more > 0 and config.vocab_size % 8 == 0):
-            return wider  # other ids than the tokenizer's may turn up
+        if -len(added) <= n_more < 0:
+            return wider  # tokens were added that the model has no row for
+        if 0 < n_more < 256 and config.vocab_size % 8 == 0:
+            return wider  # the model has more rows, as a multiple of 8 is faster
         if n_more != 0:
             raise ValueError(
                 f"the model has {config.vocab_size} tokens, the tokenizer beside it "
@@ -3075,11 +3098,6 @@ def tokenizer_from_older_files(directory):
     with open_file(directory, "vocab.json") as file:
         vocab = parse_json(file.read())
         check_ids(vocab)
-        vocab.setdefault(END, len(vocab))
-    with open_file(directory, "merges.txt") as file:
-        lines = file.read().decode().replace("\r\n", "\n").split("\n")
-        merges = [x for x in lines if x and not x.startswith("#version")]
-        tokenizer = build_tokenizer(vocab, merges, is_bytewise=True)
     added = {}
     with suppress(FileNotFoundError), open_file(directory, "added_tokens.json") as file:
         ids = parse_json(file.read())
@@ -3089,8 +3107,27 @@ def tokenizer_from_older_files(directory):
     with suppress(FileNotFoundError), open_file(directory, name) as file:
         for token in parse_json(file.read()).values():
             for x in token if isinstance(token, list) else [token]:
-                special[x["content"] if isinstance(x, dict) else x] = False
-    return tokenizer, {**added, **special}
+                text = x["content"] if isinstance(x, dict) else x
+                check_text(text)
+                special[text] = False
+    added.update(special)
+    if END not in vocab:
+        added.setdefault(END, False)
+    with open_file(directory, "merges.txt") as file:
+        lines = file.read().decode().replace("\r\n", "\n").split("\n")
+        merges = [x for x in lines if x and not x.startswith("#version")]
+        vocab = with_end(vocab, added)
+        return build_tokenizer(vocab, merges, is_bytewise=True), added
+
+
+def with_end(vocab, added):
+    """A vocabulary with END, whose id may follow from its place among added tokens."""
+    if END in vocab:
+        return vocab
+    new = [text for text in added if text not in vocab]  # whatever ids they claim
+    if END not in new:
+        raise ValueError(f"it has no token {END}")
+    return {**vocab, END: len(vocab) + new.index(END)}
 
 
 def tokenizer_from_json(found):
@@ -3115,6 +3152,7 @@ def tokenizer_from_json(found):
     settings["a post-processor that adds tokens"] = post_processor.get("special_tokens")
     added = {}
     for token in found["added_tokens"]:
+        check_text(token["content"])
         added[token["content"]] = token.get("normalized", False)
         for flag in ("single_word", "lstrip", "rstrip"):
             settings[flag] = settings.get(flag) or token.get(flag)
@@ -3122,13 +3160,14 @@ def tokenizer_from_json(found):
         if is_on:
             raise ValueError(f"it is not GPT-2's kind of tokenizer: it has {name}")
     check_ids(model["vocab"])
-    vocab = dict(model["vocab"])
-    if END not in vocab:
-        new = [text for text in added if text not in vocab]  # whatever ids they claim
-        if END not in new:
-            raise ValueError(f"it has no token {END}")
-        vocab[END] = len(vocab) + new.index(END)
+    vocab = with_end(model["vocab"], added)
     return build_tokenizer(vocab, model["merges"], pre_tokenizer is not None), added
+
+
+def check_text(token):
+    """Raise ValueError unless an added token is a text."""
+    if not isinstance(token, str):
+        raise ValueError(f"the added token {token!r} is not a text")
 
 
 def check_ids(vocab):
@@ -3136,7 +3175,7 @@ def check_ids(vocab):
     if [type(i) for i in vocab.values()] != [int] * len(vocab):
         raise ValueError("its ids are not whole numbers")
     if sorted(vocab.values()) != list(range(len(vocab))):
-        raise ValueError("its ids have gaps")
+        raise ValueError("its ids are not 0, 1, 2 and so on, each once")
 
 
 def build_tokenizer(vocab, merges, is_bytewise):
@@ -3174,7 +3213,7 @@ def save_training(trainer, directory):
 
 
 def fingerprint(seed, documents, val_documents):
-    """A number that differs (nearly always) if the documents or their split differ."""
+    """A number that (nearly always) differs if the seed, documents or split differ."""
     number = 0
     for piece in json.JSONEncoder().iterencode([seed, documents, val_documents]):
         number = zlib.crc32(piece.encode(), number)
@@ -3431,6 +3470,9 @@ def load_documents(*paths, document="line"):
 
 def to_documents(paths, texts, document):
     """The documents of all texts, in order. Raises ValueError if there are none."""
+    problem = out_of_range("document", document)
+    if problem:
+        raise ValueError(problem)
     documents = []
     for text in texts:
         documents.extend(cut_documents(text, document))
@@ -3741,7 +3783,7 @@ def learn(given, engine, start):
             print(text, flush=True)
 
     paths = given.pop("FILE") or [bundled_names()]
-    with waiting("reading the text", quiet):
+    with waiting("reading the text", quiet or "-" in paths):
         texts, left_out = read_texts(paths)
         documents = to_documents(paths, texts, options["document"])
     with waiting("turning the text into tokens", quiet):
@@ -3777,7 +3819,7 @@ def make_trainer(documents, options, given, engine, start):
 
 
 def make_directory(directory):
-    """Make it, unless it is there. An error now saves a training that could not end."""
+    """Make it if need be. If it cannot be made, better now than after the training."""
     if os.path.exists(directory) and not os.path.isdir(directory):
         raise ValueError(f"{directory} is a file: name a directory to save in")
     os.makedirs(directory, exist_ok=True)
@@ -3800,7 +3842,10 @@ def one_training_in(directory):
         yield
         return
     path = os.path.join(directory, ".microgpt-training")
-    with open(path, "wb") as file:
+    flags = (
+        os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    )  # a link could lead to anybody's file
+    with open(os.open(path, flags), "wb") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -3887,7 +3932,7 @@ def resume_training(documents, given, engine):
         raise ValueError(too_large(shape))
     if trainer.step >= trainer.config.steps:
         raise ValueError(
-            f"{directory} has finished its {trainer.step:,} steps: to go on, give "
+            f"{directory} has made its {trainer.step:,} steps: to go on, give "
             f"more, such as --steps {2 * trainer.step}"
         )
     return trainer
@@ -3906,7 +3951,7 @@ def describe(paths, documents, left_out, trainer):
     held_out = f"of which {len(trainer.val_documents):,} held out"
     if config.document == "file":
         each = "" if len(documents) == 1 else " of each"
-        held_out = f"the last {config.val_fraction:.0%}{each} held out"
+        held_out = f"the last {100 * config.val_fraction:g}%{each} held out"
     plural = config.document if len(documents) == 1 else f"{config.document}s"
     characters = sorted(set().union(*documents))
     shown = "".join(filter(str.isprintable, characters))[:40]
@@ -3942,7 +3987,7 @@ def columns(text):
 
 def fit(text, room):
     """As much of a text as fits into this many columns."""
-    while columns(text) > room:
+    while text and columns(text) > room:
         text = text[:-1]
     return text
 
@@ -4153,13 +4198,14 @@ def sample_and_mark(text, mark):
 def report(trainer, loss, copied):
     """The loss curve, the loss beside those of models that count, and a verdict.
 
-    The models that count are measured on the same 500 windows as the model. On a
+    The models that count are measured on the same windows as the model. On a
     terminal that lacks the bars ▁ to █, the curve is made of points and # signs.
     """
     losses = trainer.losses
     held_out = trainer.val_windows
     vocab_size = trainer.model.config.vocab_size
-    scale = baselines(trainer.windows, (held_out or trainer.windows)[:500], vocab_size)
+    measured = first_windows(held_out or trainer.windows)
+    scale = baselines(trainer.windows, measured, vocab_size)
     bars = "▁▂▃▄▅▆▇█" if "utf" in str(sys.stdout.encoding).lower() else "..::++##"
     width = LiveLine(sys.stdout).width() if sys.stdout.isatty() else 80
     n = max(1, min(56, width - 20, len(losses)))

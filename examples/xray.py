@@ -493,6 +493,7 @@ def look(options):
     if not options.text:
         raise ValueError("the text is empty: there is nothing to look at")
     model, tokenizer = load(options.directory)
+    microgpt.encode_text(tokenizer, options.text)  # its error says what would help
     block_size = model.config.block_size
     window, *rest = microgpt.cut_windows(options.text, tokenizer, block_size)
     tokens = window[:-1]

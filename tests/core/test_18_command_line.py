@@ -129,8 +129,8 @@ def test_resume_keeps_what_it_began_with_and_takes_other_settings(run, kept):
 
 
 RESUMED = """
-    -> kept has finished its 3 steps: |--steps 6
-    --steps 3 -> kept has finished its 3 steps
+    -> kept has made its 3 steps: |--steps 6
+    --steps 3 -> kept has made its 3 steps
     --n-embd 16 -> kept has n_embd 8: it cannot become 16
     --steps 9 --seed 5 -> kept has seed 42: it cannot become 5
     --steps 9 --document file -> kept has document line: it cannot become file

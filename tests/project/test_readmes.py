@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
     for name in ("microgpt.py", "data", "examples"):
         (folder / name).symlink_to(ROOT / name)
     text = "to be or not to be\nthat is the question\n" * 9
-    for name in ("poems.txt", "novel.txt"):
+    for name in ("poems.txt", "novel.txt", "shakespeare.txt"):
         (folder / name).write_text(text, encoding="utf-8")
     tokenizer = microgpt.BPETokenizer.train(["Hello, world", "The old man"], 260)
     model = microgpt.GPT(microgpt.Config(260, n_embd=4))
