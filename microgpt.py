@@ -3942,16 +3942,18 @@ def describe(paths, documents, left_out, trainer):
     """The text, the model and the training run, for people to read."""
     shape = trainer.model.config
     config = trainer.config
-    source = ", ".join(paths) if len(paths) < 4 else f"{len(paths)} files"
+    names = ["standard input" if path == "-" else path for path in paths]
+    source = ", ".join(names) if len(names) < 4 else f"{len(names)} files and folders"
     if paths == [find_beside("data", "names.txt")]:
         source = "the bundled names"
     if left_out:
-        n_files = "a file" if len(left_out) == 1 else f"{len(left_out):,} files"
-        source += f" (not text, so left out: {n_files}, such as {left_out[0]})"
+        others = "" if len(left_out) == 1 else f" and {len(left_out) - 1:,} more"
+        source += f" (without {left_out[0]}{others}, no text)"
     held_out = f"of which {len(trainer.val_documents):,} held out"
     if config.document == "file":
         each = "" if len(documents) == 1 else " of each"
-        held_out = f"the last {100 * config.val_fraction:g}%{each} held out"
+        share = f"the last {100 * config.val_fraction:g}%{each}"
+        held_out = f"{share if config.val_fraction else 'nothing'} held out"
     plural = config.document if len(documents) == 1 else f"{config.document}s"
     characters = sorted(set().union(*documents))
     shown = "".join(filter(str.isprintable, characters))[:40]

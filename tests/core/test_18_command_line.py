@@ -503,6 +503,6 @@ def test_folders_and_standard_input_are_texts(run, folder, monkeypatch):
     monkeypatch.setattr(sys, "stdin", stdin)
     output = run.works("texts", "-", *TINY[1:])
     assert (
-        f"documents   texts, - (not text, so left out: a file, such as {picture}): "
+        f"documents   texts, standard input (without {picture}, no text): "
         "22 lines, of which 2 held out\n"
     ) in output
