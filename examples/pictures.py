@@ -239,9 +239,11 @@ def characters_in(path):
 
 def use_fonts(texts):
     """Have matplotlib draw these texts as well as it can, and tell where it cannot."""
+    characters = set(filter(str.isprintable, set().union(*texts)))
+    if "".join(characters).isascii():  # which all fonts have
+        return
     import matplotlib
 
-    characters = filter(str.isprintable, set().union(*texts))
     names, missing = choose_fonts(characters)
     matplotlib.rcParams["font.family"] = names
     if missing:

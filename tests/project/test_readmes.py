@@ -107,7 +107,10 @@ def shortened(command):
         return [*arguments, "--samples", "1"]
     if not words or words[0].endswith(".txt") or words[0].startswith("--"):
         steps = "3" if "--resume" in words else "2"
-        return [*arguments, "--samples", "1", "--steps", steps]
+        few = ["--samples", "1", "--steps", steps]
+        if "--n-layer" in words:  # without PyTorch it would take minutes
+            few += ["--n-layer", "1", "--batch-size", "1"]
+        return [*arguments, *few]
     return arguments
 
 
