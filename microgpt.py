@@ -3842,9 +3842,8 @@ def one_training_in(directory):
         yield
         return
     path = os.path.join(directory, ".microgpt-training")
-    flags = (
-        os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    )  # a link could lead to anybody's file
+    # Not by a link, which could lead to anybody's file.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     with open(os.open(path, flags), "wb") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

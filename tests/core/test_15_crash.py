@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from helpers import ROOT, start
+from helpers import ROOT, is_one_line, start
 
 import microgpt
 from microgpt import GPT, CharTokenizer, load_model, load_tokenizer, load_training
@@ -474,3 +474,13 @@ def test_a_training_is_told_of_another_one_that_saves_into_its_directory(tmp_pat
     third = start("--steps", "1", "--quiet", "--save", "model", cwd=tmp_path)
     assert third.communicate()[1] == ""
     assert sorted(os.listdir(tmp_path / "model")) == FILES
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Python on Windows has no such locks")
+def test_the_lock_of_a_training_is_no_link_to_another_file(tmp_path):
+    (tmp_path / "mine.txt").write_text("kept", encoding="utf-8")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / ".microgpt-training").symlink_to(tmp_path / "mine.txt")
+    child = start("--steps", "1", "--save", "model", cwd=tmp_path)
+    assert is_one_line(child.communicate()[1]) and child.returncode == 1
+    assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "kept"

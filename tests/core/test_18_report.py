@@ -411,3 +411,8 @@ def test_a_sample_does_no_harm_and_stays_aligned(run, monkeypatch, text, shown):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     on_terminal = microgpt.printable(text, allowed="\n\u200c")
     assert run.works(*argv, "--quiet") == f"{on_terminal}\n{blank_line}"
+
+
+@pytest.mark.parametrize("room", [-3, 0, 1, 5])
+def test_a_text_is_cut_to_any_room(room):
+    assert microgpt.fit("猫abc", room) == ("猫abc" if room == 5 else "")
