@@ -355,10 +355,13 @@ shards, index not complete/two heads
 """  # version 4 fails, or loses a tensor or a merge
 
 
+if FOUR:
+    for name in re.split("[/\n]", ONLY_FIVE.strip()):
+        del ODD[name]
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_directory_opens_as_it_does_there(good, name):
-    if FOUR and name in re.split("[/\n]", ONLY_FIVE):
-        pytest.skip("version 4 does not open it, or gives random numbers")
     ODD[name](good)
     theirs = AutoModelForCausalLM.from_pretrained(good, dtype=torch.float64).eval()
     there = AutoTokenizer.from_pretrained(good)
