@@ -134,7 +134,7 @@ def test_files_folders_and_standard_input_are_one_corpus(tmp_path, monkeypatch):
     for name in ("b.txt", "a/z.txt", "a/b/c.py", ".hidden", "a/.git/config"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{name}\r\nof {name}\r\n", encoding="utf-8", newline="")
+        path.write_bytes(f"{name}\r\nof {name}\r\n".encode())
     (tmp_path / "a" / "picture.png").write_bytes(b"\x89PNG\0")
     raw = io.BytesIO(BOM + b"typed\n")
     stdin = SimpleNamespace(buffer=raw, isatty=lambda: False)
