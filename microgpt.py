@@ -2518,39 +2518,20 @@ def save_files(directory, files):
            each new file, moved or not; the next save moves the rest.
     """
     new = os.path.join(directory, NEW)
-    os.makedirs(directory, exist_ok=True)
-    with one_save_at_a_time(directory):
-        try:
-            move_into_place(directory)
-            os.mkdir(new)
-            for name, pieces in files.items():
-                with open(os.path.join(new, name), "wb") as file:
-                    file.writelines(pieces)
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.rename(new, os.path.join(directory, SAVED))
-        except OSError as error:
-            error.filename = error.filename or directory  # a full disk names no file
-            raise
-        finally:
-            move_into_place(directory)
-
-
-@contextmanager
-def one_save_at_a_time(directory):
-    """Wait while another process saves here. Windows has no locks for a folder."""
     try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    folder = os.open(directory, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some file systems have no locks, either
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
+        move_into_place(directory)
+        os.makedirs(new)
+        for name, pieces in files.items():
+            with open(os.path.join(new, name), "wb") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+        os.rename(new, os.path.join(directory, SAVED))
+    except OSError as error:
+        error.filename = error.filename or directory  # a full disk names no file
+        raise
     finally:
-        os.close(folder)  # gives the lock back, as the end of the process would
+        move_into_place(directory)
 
 
 def move_into_place(directory):
@@ -2565,7 +2546,7 @@ def move_into_place(directory):
     if os.path.isdir(saved):
         names = os.listdir(saved)
         for name in STALE if MODEL in names else []:
-            with suppress(FileNotFoundError):
+            if os.path.exists(os.path.join(directory, name)):
                 os.unlink(os.path.join(directory, name))
         for name in names:
             os.replace(os.path.join(saved, name), os.path.join(directory, name))

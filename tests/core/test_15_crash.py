@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from helpers import ROOT, is_one_line, start
+from helpers import is_one_line, start
 
 import microgpt
 from microgpt import GPT, CharTokenizer, load_model, load_tokenizer, load_training
@@ -431,26 +431,6 @@ def test_numbers_that_are_none_are_not_saved_and_the_old_state_stays(
             microgpt.save_training(trainer, directory)
         row[-1] = good
         assert sorted(os.listdir(directory)) == FILES and found(directory) == 0
-
-
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no locks for a folder")
-def test_two_processes_that_save_at_once_take_turns(tmp_path):
-    code = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-from microgpt import GPT, CharTokenizer, Config, save_model
-letters = sys.argv[1]
-tokenizer = CharTokenizer([letters])
-model = GPT(Config(tokenizer.vocab_size, n_embd=4), seed=len(letters))
-for _ in range(40):
-    save_model(model, {str(tmp_path)!r}, tokenizer)
-"""
-    children = [start(code, letters, script="-c") for letters in ("ab", "abcde")]
-    errors = [child.communicate()[1] for child in children]
-    assert errors == ["", ""]
-    tokenizer = microgpt.load_tokenizer(tmp_path)
-    assert load_model(tmp_path).config.vocab_size == tokenizer.vocab_size in (3, 6)
-    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Python on Windows has no such locks")
