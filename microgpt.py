@@ -1677,10 +1677,11 @@ def start_processes(n):
 # === 12. Trainer ====================================================== ladder: gpt ===
 # Here is the training loop of chapter 7 once more, as an object. It can be watched,
 # stopped and saved between any two steps, and it does four things that `train` leaves
-# out. It reads all windows before it reads one again. It holds out documents, and
-# measures the loss on them. It shortens a gradient that is too long. And it notices
-# when training goes wrong. Everything random follows from the seed, so on the same
-# Python the same training run gives the same bits.
+# out. It reads all windows before it reads one again, unless you ask for windows from
+# random places. It holds out documents, and measures the loss on them. It shortens a
+# gradient that is too long. And it notices when training goes wrong. Everything random
+# follows from the seed, so on the same Python the same training run gives the same
+# bits.
 
 # The smallest and the largest value of each option, and whether it is a whole number.
 # They are wide: they refuse what cannot work, not what is unwise.
@@ -1700,7 +1701,7 @@ LIMITS = {
     "top_p": (float, 0, 1),
     "max_tokens": (int, 1, 10**9),
 }
-CHOICES = {
+CHOICES = {  # the values of options that are words
     "engine": list(ENGINES),
     "document": ["line", "paragraph", "file"],
     "windows": ["consecutive", "random"],
@@ -1797,7 +1798,9 @@ def hold_out_ends(documents, val_fraction=0.1):
         cut = len(document) - n_held_out
         training.append(document[:cut])
         held_out.append(document[cut:])
-    return list(filter(None, training)), list(filter(None, held_out))
+    training = [part for part in training if part]
+    held_out = [part for part in held_out if part]
+    return training, held_out
 
 
 def hold_out(documents, config):
@@ -1812,8 +1815,9 @@ class Windows:
 
     The tokens stand in one array, as a text: <|endoftext|>, a document, <|endoftext|>,
     the next document and so on. It takes 2 bytes for each token (4 if there are more
-    than 65,536 different ones), where lists would take 8. A window is cut out when it
-    is asked for: windows[0] is the first, windows[:3] a list of three.
+    than 65,536 different ones), where lists would take 8, and 8 bytes for each window.
+    A window is cut out when it is asked for: windows[0] is the first, windows[:3] a
+    list of three.
 
     >>> windows = Windows(["abbe", "a"], CharTokenizer(["abe"]), block_size=3)
     >>> windows[:]
@@ -2475,18 +2479,21 @@ class BPETokenizer:
 # here. Files may come from strangers, so what they say is checked before it is
 # believed. Each thing that can be wrong has a message of its own.
 
+# The names that transformers has for the formula of chapter 4's gelu.
+SAME_AS_GELU = """
+gelu_new gelu_pytorch_tanh gelu_accurate gelu_python_tanh gelu_fast
+""".split()
 GPT2 = {  # what config.json must say, if it says anything, for the model to be ours
     "model_type": ["gpt2"],
-    "activation_function": [  # transformers has several names for chapter 4's gelu
-        *("gelu_new", "gelu_pytorch_tanh", "gelu_accurate", "gelu_python_tanh"),
-        "gelu_fast",
-    ],
+    "activation_function": SAME_AS_GELU,
     "layer_norm_epsilon": [1e-5],
     "scale_attn_weights": [True],
     "scale_attn_by_inverse_layer_idx": [False],
     "tie_word_embeddings": [True, False],
 }
-SIZES = {  # ours: both names that config.json may use, the stronger first; the default
+# Each size of a Config: its two names in config.json, of which the first counts if both
+# are there, and what it is if neither is.
+SIZES = {
     "vocab_size": ("vocab_size", "vocab_size", 50257),
     "block_size": ("max_position_embeddings", "n_positions", 1024),
     "n_layer": ("num_hidden_layers", "n_layer", 12),
@@ -2495,10 +2502,12 @@ SIZES = {  # ours: both names that config.json may use, the stronger first; the 
 }
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Files of another model that was here. They would change what transformers makes of
+# ours, so a save deletes them.
 STALE = """
 generation_config.json special_tokens_map.json added_tokens.json chat_template.jinja
 adapter_config.json
-""".split()  # of another model: they would change what transformers makes of ours
+""".split()
 FLOATS = {"F64": ("d", 8), "F32": ("f", 4), "F16": ("e", 2), "BF16": ("f", 2)}
 MOST_PARAMETERS = 10**7  # larger models are kept in 4-byte floats, and only run here
 NEW = ".microgpt-new"
@@ -2595,8 +2604,9 @@ def what_is_there(file):
             return f"it is {what}"
     if not raw:
         return "it is empty"
-    is_text = file.name.endswith(".txt")  # else text is a server's, "Entry not found"
-    if not is_text and raw[:1].isalnum() and raw.isascii() and b" " in raw[:100] == raw:
+    is_short_text = len(raw) < 100 and raw.isascii() and raw[:1].isalnum()
+    if is_short_text and b" " in raw and not file.name.endswith(".txt"):
+        # A server's answer, such as "Entry not found", was saved as the file.
         return f"it is not the file, but says {printable(raw.decode())!r}"
     return None
 
@@ -2685,11 +2695,12 @@ def tensor_entry(name, shape, dtype, start):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
 
 
-def read_tensors(file, shapes, code=None, is_part=False):
-    """A .safetensors file of just these shapes -> ({name: row or rows}, metadata).
+def read_tensors(file, shapes, code=None, is_exact=True):
+    """A .safetensors file -> ({name: row or rows}, metadata).
 
-    Rows are lists or, with a type code, arrays. A part of a model may lack some of the
-    shapes, and have tensors that are of no use here.
+    It must have tensors of just these shapes. If that need not be exact, some may be
+    missing, and others are skipped. Rows are lists or, with a type code, arrays. The
+    functions below follow in the order of the work.
     """
     header, n_bytes = read_header(file)
     metadata = {**header.pop("__metadata__", {})}
@@ -2698,12 +2709,11 @@ def read_tensors(file, shapes, code=None, is_part=False):
     for full_name in sorted(header, key=lambda name: header[name]["data_offsets"]):
         entry = header[full_name]
         name = full_name
-        if name.startswith("transformer."):
-            name = name[12:]
-        elif f"transformer.{name}" in header:
-            name = "another " + name  # the longer name counts, as in transformers
-        if name not in shapes:
-            if not is_part:
+        if full_name.startswith("transformer."):
+            name = full_name[12:]
+        is_second = f"transformer.{full_name}" in header  # only the longer name counts
+        if name not in shapes or is_second:
+            if is_exact:
                 raise ValueError(f"tensor {name!r} is not one of a model of this shape")
             place = skip_tensor(file, name, entry, place, n_bytes)
             continue
@@ -2715,7 +2725,7 @@ def read_tensors(file, shapes, code=None, is_part=False):
                 raise ValueError(f"tensor {name!r} has numbers that are not finite")
     if place != n_bytes:
         raise ValueError(f"its tensors end at {place:,} of {n_bytes:,} bytes")
-    if not is_part:
+    if is_exact:
         tensors = {name: tensors[name] for name in shapes}
     return tensors, metadata
 
@@ -2833,7 +2843,7 @@ def read_model(directory):
     names = files_of_tensors(directory)
     for name in names:
         with open_file(directory, name) as file:
-            tensors, metadata = read_tensors(file, shapes, code, is_part=True)
+            tensors, metadata = read_tensors(file, shapes, code, is_exact=False)
             params.update(tensors)
     with open_file(directory, names[-1]):  # which gives its name to an error
         config = settle_head(config, params)
@@ -3018,12 +3028,13 @@ def tokenizer_files(tokenizer):
 def bpe_model(tokenizer):
     """What tokenizer.json says of a model. Characters are a BPE that merges nothing."""
     model = {"type": "BPE"}
-    for (
-        name
-    ) in "dropout unk_token continuing_subword_prefix end_of_word_suffix".split():
-        model[name] = None
-    for name in ("fuse_unk", "byte_fallback", "ignore_merges"):
-        model[name] = False
+    model["dropout"] = None
+    model["unk_token"] = None
+    model["continuing_subword_prefix"] = None
+    model["end_of_word_suffix"] = None
+    model["fuse_unk"] = False
+    model["byte_fallback"] = False
+    model["ignore_merges"] = False
     vocab = dict(sorted(tokenizer.vocab.items(), key=operator.itemgetter(1)))
     if vocab[END] >= len(vocab):
         del vocab[END]  # other added tokens come before it
@@ -3519,7 +3530,7 @@ def files_in(folder):
 
 
 def read_text(path):
-    """A file's text, without the mark that Windows puts first. Line ends become one."""
+    r"""A file's text, without the mark that Windows puts first. All lines end in \n."""
     if path == "-":
         path = "standard input"
         if sys.stdin is None:
@@ -3568,9 +3579,11 @@ def advice(tokenizer, text):
         "line ends for \\n (in bash, $'a\\nb')": text.replace("\\n", "\n"),
     }
     for name, other in spellings.items():
+        if other == text:
+            continue
         with suppress(ValueError):
-            if other != text and tokenizer.encode(other):
-                return f"; all would be known with {name}"
+            tokenizer.encode(other)
+            return f"; all would be known with {name}"
     return ""
 
 
@@ -3585,6 +3598,7 @@ def advice(tokenizer, text):
 # brings one, and `start`, a model and tokenizer to train further.
 
 SAVE_EVERY = 60  # seconds
+SAFE = "\n\t\u200c\u200d"  # the last two join letters or not, as in Persian and emoji
 DEFAULTS = {
     **asdict(Config(vocab_size=512)),
     **asdict(TrainConfig()),
@@ -3932,8 +3946,9 @@ def describe(paths, documents, left_out, trainer):
     held_out = f"of which {len(trainer.val_documents):,} held out"
     if config.document == "file":
         each = "" if len(documents) == 1 else " of each"
-        share = f"the last {100 * config.val_fraction:g}%{each}"
-        held_out = f"{share if config.val_fraction else 'nothing'} held out"
+        held_out = f"the last {100 * config.val_fraction:g}%{each} held out"
+        if config.val_fraction == 0:
+            held_out = "nothing held out"
     plural = config.document if len(documents) == 1 else f"{config.document}s"
     characters = sorted(set().union(*documents))
     shown = "".join(filter(str.isprintable, characters))[:40]
@@ -4063,30 +4078,31 @@ class Progress:
             if self.live_line:
                 self.live_line.show(self.those_that_fit(parts))
             else:
-                print("  ".join(filter(None, parts.values())), flush=True)
+                print("  ".join(parts.values()), flush=True)
 
     def parts(self, n, seconds_left):
         """What there is to say after n steps."""
         n_steps = self.trainer.config.steps
-        start = f"step {n:,}/{n_steps:,}"
+        parts = {}
         if self.live_line:
-            start = f"{n:,}/{n_steps:,}"
-        return {
-            "bar": f"[{'#' * (12 * n // n_steps):.<12}]" if self.live_line else "",
-            "step": start,
-            "loss": f"loss {recent_loss(self.trainer.losses):.3f}",
-            "held out": self.held_out,
-            "rate": self.trainer.engine.rate(self.speed),
-            "time": f"{seconds_left // 60}:{seconds_left % 60:02} left",
-        }
+            parts["bar"] = f"[{'#' * (12 * n // n_steps):.<12}]"
+            parts["step"] = f"{n:,}/{n_steps:,}"
+        else:
+            parts["step"] = f"step {n:,}/{n_steps:,}"
+        parts["loss"] = f"loss {recent_loss(self.trainer.losses):.3f}"
+        if self.held_out:
+            parts["held out"] = self.held_out
+        parts["rate"] = self.trainer.engine.rate(self.speed)
+        parts["time"] = f"{seconds_left // 60}:{seconds_left % 60:02} left"
+        return parts
 
     def those_that_fit(self, parts):
         """The parts, in a line. If it is narrow, the least important are left out."""
         for name in ("rate", "bar", "held out", "time", "loss"):
-            if len("  ".join(filter(None, parts.values()))) < self.live_line.width():
+            if len("  ".join(parts.values())) < self.live_line.width():
                 break
-            del parts[name]
-        return "  ".join(filter(None, parts.values()))
+            parts.pop(name, None)
+        return "  ".join(parts.values())
 
     def close(self):
         """End the line that was rewritten."""
@@ -4244,17 +4260,14 @@ def sample_command(argv):
 
 def whole_characters(tokens, tokenizer):
     """Decode tokens one by one. One that ends within a character waits for more."""
-    waiting = []
+    unfinished = []
     for token in tokens:
-        waiting.append(token)
-        text = tokenizer.decode(waiting)
+        unfinished.append(token)
+        text = tokenizer.decode(unfinished)
         if not text.endswith("\ufffd"):
             yield text
-            waiting = []
-    yield tokenizer.decode(waiting)
-
-
-SAFE = "\n\t\u200c\u200d"  # the last two join letters or not, as in Persian and emoji
+            unfinished = []
+    yield tokenizer.decode(unfinished)
 
 
 def for_output(text):

@@ -46,7 +46,7 @@ OTHER_DEFAULTS = """
     stream(sampling=None, rng=None, end=None, max_tokens=200)
     generate(prompt='', seed=None, max_tokens=200)
     save_model(tokenizer=None, also=None, write=None) load_training(engine=None)
-    write_tensors(dtype='F64') read_tensors(code=None, is_part=False)
+    write_tensors(dtype='F64') read_tensors(code=None, is_exact=True)
     parameter_count(part='')
     score(k=3) reading(copied=0.0) load_documents(document='line')
     main(argv=None, engine=None, start=None)

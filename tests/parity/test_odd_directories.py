@@ -5,7 +5,6 @@ text and the same logits, or ours must say in one line why not.
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,7 +15,6 @@ from helpers import close, flat
 
 from microgpt import END, load_model, load_tokenizer, save_model
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the import: all that is tested is local
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -28,9 +26,6 @@ from transformers import (  # noqa: E402
     GPT2Config,
     GPT2LMHeadModel,
 )
-
-transformers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
 
 FOUR = transformers.__version__.startswith("4.")
 MODEL = "model.safetensors"

@@ -4,7 +4,6 @@ Both then compute the same.
 """
 
 import copy
-import os
 
 import pytest
 from helpers import close, flat, shaken
@@ -12,7 +11,6 @@ from helpers import close, flat, shaken
 import microgpt
 from microgpt import END, GPT, Config, load_model, load_tokenizer, save_model
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the import: all that is tested is local
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -23,9 +21,6 @@ from transformers import (  # noqa: E402
     GPT2Config,
     GPT2LMHeadModel,
 )
-
-transformers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
 
 FOUR = transformers.__version__.startswith("4.")
 DOCUMENTS = """
