@@ -60,9 +60,7 @@ def relu(x):
     from and what its derivative is with respect to each of them.
     """
     if not isinstance(x, Value):
-        return (
-            0.0 if x <= 0 else x
-        )  # (what is not a number stays one: max would not do)
+        return 0.0 if x <= 0 else x  # max(0.0, x) would turn nan into 0
     slope = 0.0 if x.data <= 0 else 1.0
     return Value(relu(x.data), (x,), (slope,))
 

@@ -402,3 +402,9 @@ def test_any_text_is_drawn_or_refused(text):
         value.backward()
         read_tree(graph.tree(value, names))
         read_dot(graph.dot(value, names))
+
+
+def test_relu_of_what_is_not_a_number_is_not_a_number():
+    assert math.isnan(graph.relu(math.nan))
+    assert math.isnan(graph.relu(microgpt.Value(math.nan)).data)
+    assert (graph.relu(-0.5), graph.relu(2.0)) == (0.0, 2.0)
